@@ -1,0 +1,40 @@
+# Thin: every target is one command of the project. `make help` lists them.
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := all
+.PHONY: all help env demo test test-fast test-slow lint format
+
+all: env help ## set the environment up, then show this help
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+env: ## create .venv and install what is missing; nothing happens the second time
+	@scripts/bootstrap
+
+demo: env ## the whole road on this machine: tarball in, report out (INPUT=my.vcf.gz CNA=my.cna.tsv: your own sample)
+	@scripts/demo $(if $(INPUT),--input "$(INPUT)") $(if $(CNA),--cna "$(CNA)") $(DEMO_ARGS)
+
+test: test-fast test-slow ## all tests; boots virtual machines (about 20 minutes on two cores without KVM)
+
+test-fast: lint ## lint, unit and contract tests (under five minutes)
+	$(PYTEST) -n auto -m "not slow"
+
+test-slow: env ## the tests that build images and boot machines
+	$(PYTEST) -m slow
+
+lint: env ## every linter and type checker
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	shellcheck scripts/bootstrap .ci/run
+	ansible-lint --offline --strict
+	antsibull-changelog lint
+
+format: env ## format the Python code
+	ruff format .
+	ruff check --fix .
