@@ -1,0 +1,1 @@
+"""A small EC2, S3 and SQS region on one machine, for the demo and the tests; never imported by the product."""
