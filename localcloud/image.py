@@ -1,0 +1,302 @@
+"""The base disk of the local region: Debian 12 with cloud-init's EC2 data source, as a stock cloud image would be.
+
+A package tree by mmdebstrap goes into an ext4 file system by ``mkfs.ext4 -d``, and GRUB's core is written by hand, so that
+neither a mount nor a loop device nor partition nodes are needed. What is slimmed is what costs time under emulation.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from localcloud import hostapt
+
+SUITE = hostapt.SUITE
+DISK_BYTES = 8 * 2**30  # as Debian's own AWS images; sparse
+PARTITION_START = 2**20  # bytes; the usual alignment, and room for GRUB's core before it
+SECTOR = 512
+GRUB_FOLDER = Path("/usr/lib/grub/i386-pc")
+GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "serial", "terminal")
+LOGIN_USER = "admin"  # as Debian's own AWS images
+
+PACKAGES = (
+    "ca-certificates", "cloud-guest-utils", "cloud-init", "curl", "dbus", "e2fsprogs", "fdisk", "initramfs-tools",
+    "iproute2", "kmod", "linux-image-cloud-amd64", "netbase", "openssh-server", "procps", "python3", "python3-apt",
+    "sudo", "systemd-resolved", "systemd-sysv", "tzdata", "udev", "zstd",
+)  # fmt: skip
+
+# Program -> the Debian package that has it.
+NEEDED = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "grub-mkimage": "grub-common", "tar": "tar"}
+
+# Each of these takes seconds to minutes of an emulated machine's two cores and does nothing for one that lives for hours.
+MASKED = (
+    "apt-daily.timer", "apt-daily-upgrade.timer", "cloud-init-hotplugd.socket", "dpkg-db-backup.timer",
+    "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer",
+)  # fmt: skip
+
+INITRAMFS_FILES = {
+    # A list instead of every driver: 7 MB instead of 13, and the kernel's phase takes half the time.
+    "etc/initramfs-tools/conf.d/modules-list": "MODULES=list\n",
+    "usr/share/initramfs-tools/modules.d/virtio-root": "virtio_pci\nvirtio_blk\next4\n",
+}
+
+CLOUD_CONFIG = f"""\
+datasource_list: [Ec2, None]
+datasource:
+  Ec2:
+    # The other addresses of the default list cost a name look-up each.
+    metadata_urls: ["http://169.254.169.254"]
+# systemd-networkd has its own file, so that a copy of this disk works behind another network card.
+network: {{config: disabled}}
+manage_etc_hosts: true
+ssh_genkeytypes: [ed25519, ecdsa]
+cloud_init_modules:
+  [bootcmd, write-files, growpart, resizefs, mounts, set_hostname, update_hostname, update_etc_hosts, users-groups, ssh]
+cloud_config_modules: [set-passwords, runcmd]
+cloud_final_modules:
+  [package-update-upgrade-install, write-files-deferred, scripts-per-once, scripts-per-boot, scripts-per-instance,
+   scripts-user, final-message, power-state-change]
+system_info:
+  default_user:
+    name: {LOGIN_USER}
+    gecos: Debian
+"""
+
+NETWORK = """\
+[Match]
+Name=en* eth*
+
+[Network]
+DHCP=ipv4
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+
+[DHCPv4]
+UseMTU=yes
+"""
+
+Progress = Callable[[str], None]
+
+
+class ImageError(RuntimeError):
+    """The base image cannot be built; the text is one line that names what is missing or failed."""
+
+
+def build_base_image(cache: Path, progress: Progress) -> Path:
+    """Return the raw disk (8 GiB, sparse) from ``cache``, building it first when its recipe has no disk there yet.
+
+    ``progress`` gets short lines such as ``packages 45 %``. Raises ImageError.
+    """
+    apt = hostapt.read()
+    authorities = hostapt.certificate_authorities()
+    cache.mkdir(parents=True, exist_ok=True)
+    disk = cache / f"debian-12-localcloud-{_recipe(apt, authorities)}.raw"
+    with _locked(cache / "base-image.lock", progress):
+        if not disk.exists():
+            _check_host()
+            _build(disk, apt, authorities, progress)
+    return disk
+
+
+def _recipe(apt: hostapt.Settings, authorities: Mapping[str, bytes]) -> str:
+    """Hash of everything that decides what is in the disk, but for the archive's own state."""
+    code = [Path(module).read_text() for module in (__file__, hostapt.__file__)]
+    inputs = json.dumps([code, apt.sources, apt.options, sorted((n, a.decode("latin-1")) for n, a in authorities.items())])
+    return hashlib.sha256(inputs.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another build of the base image")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _check_host() -> None:
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
+    if not (GRUB_FOLDER / "boot.img").exists():
+        missing.append("grub-pc-bin")
+    if os.geteuid() != 0 and shutil.which("newuidmap") is None:
+        missing.append("uidmap (to build without root)")
+    if missing:
+        raise ImageError(f"base image: not installed on this host: {', '.join(missing)}")
+
+
+def _build(disk: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], progress: Progress) -> None:
+    for leftover in disk.parent.glob("build-*"):  # of a build that was killed; the lock says that none is running
+        shutil.rmtree(leftover, ignore_errors=True)
+    # Without root, mmdebstrap works as a subordinate user, who can enter /tmp but seldom the caller's home.
+    root = os.geteuid() == 0
+    staging = Path(tempfile.mkdtemp(prefix="build-", dir=disk.parent if root else None))
+    part = disk.with_suffix(".part")
+    try:
+        staging.chmod(0o755 if root else 0o1777)
+        identifier = str(uuid.uuid4())
+        _bootstrap(staging, apt, authorities, progress)
+        progress("file system")
+        _make_file_system(staging, identifier, () if root else ("mmdebstrap", "--unshare-helper"))
+        progress("boot loader")
+        _run(["cp", "--sparse=always", str(staging / "disk.raw"), str(part)])
+        _write_boot_loader(part, staging)
+        part.replace(disk)
+        progress("base image ready")
+    finally:
+        part.unlink(missing_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _bootstrap(staging: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], progress: Progress) -> None:
+    """Write the package tree as ``staging/root.tar``."""
+    sources = []
+    for name, text in apt.sources.items():
+        sources.append(staging / name)
+        sources[-1].write_text(text)
+    early = {**INITRAMFS_FILES, **{f"usr/local/share/ca-certificates/{n}": a for n, a in authorities.items()}}
+    _write_tar(staging / "early.tar", early)
+    command = [
+        "mmdebstrap",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--variant=minbase",
+        "--format=tar",
+        "--verbose",
+        f"--include={','.join(PACKAGES)}",
+        *(f"--aptopt={option}" for option in apt.options),
+        f"--setup-hook=tar-in {shlex.quote(str(staging / 'early.tar'))} /",
+        '--customize-hook=chroot "$1" systemctl enable systemd-networkd.service systemd-resolved.service',
+        f'--customize-hook=chroot "$1" systemctl mask {" ".join(MASKED)}',
+        *(['--customize-hook=chroot "$1" update-ca-certificates'] if authorities else []),
+        SUITE,
+        str(staging / "root.tar"),
+        *map(str, sources),
+    ]
+    _follow(command, progress, {**os.environ, "TMPDIR": str(staging), "LC_ALL": "C.UTF-8"})
+
+
+def _follow(command: Sequence[str], progress: Progress, environment: Mapping[str, str]) -> None:
+    """Run mmdebstrap, telling how many of its packages are set up."""
+    shown, done, total, last = 0, 0, 0, "no output"
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(("E: ", "W: ", "error: ")):
+                last = line.strip() if not line.startswith("W: ") else last
+            if newly := re.search(r"(\d+) newly installed", line):
+                total += int(newly[1])
+            done += line.startswith("Setting up ")
+            percent = 100 * done // total if total else 0
+            if percent >= shown + 10:
+                shown = percent
+                progress(f"packages {percent} %")
+        if process.wait() != 0:
+            raise ImageError(f"base image: mmdebstrap ended with {process.returncode}: {last}")
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _make_file_system(staging: Path, identifier: str, helper: Sequence[str]) -> None:
+    """Put the tree into an ext4 file system at its place in ``staging/disk.raw``."""
+    _write_tar(staging / "late.tar", _late_files(identifier))
+    blocks = (DISK_BYTES - PARTITION_START) // 1024
+    # Tables are written now and not by the guest's kernel thread later, which costs an overlay 128 MB.
+    extended = f"offset={PARTITION_START},lazy_itable_init=0,lazy_journal_init=0"
+    script = f"""set -e
+umask 022
+cd {shlex.quote(str(staging))}
+trap 'rm -rf tree' EXIT
+mkdir tree
+tar -C tree --numeric-owner --xattrs --xattrs-include='*' -xf root.tar
+rm -f tree/etc/ssh/ssh_host_* tree/etc/resolv.conf tree/etc/machine-id
+tar -C tree --numeric-owner -xf late.tar
+truncate -s {DISK_BYTES} disk.raw
+mkfs.ext4 -q -F -U {identifier} -L root -m 1 -E {extended} -d tree disk.raw {blocks}k
+"""
+    _run([*helper, "sh", "-c", script])
+
+
+def _late_files(identifier: str) -> dict[str, str | bytes | Path]:
+    """Path in the disk -> contents, or the target (Path) of a symbolic link."""
+    boot = f"root=UUID={identifier} ro net.ifnames=0 console=tty0 console=ttyS0,115200 consoleblank=0 quiet"
+    return {
+        "boot/grub/grub.cfg": (
+            "serial --unit=0 --speed=115200\nterminal_output console serial\nset timeout=0\n"
+            "menuentry 'Debian' {\n"
+            f"  linux /vmlinuz {boot}\n  initrd /initrd.img\n}}\n"
+        ),
+        "etc/cloud/cloud.cfg.d/10_localcloud.cfg": CLOUD_CONFIG,
+        "etc/default/locale": "LANG=C.UTF-8\n",
+        "etc/fstab": f"UUID={identifier} / ext4 defaults,errors=remount-ro 0 1\n",
+        "etc/hostname": "localhost\n",
+        "etc/machine-id": "",
+        "etc/resolv.conf": Path("../run/systemd/resolve/stub-resolv.conf"),
+        "etc/ssh/sshd_config.d/10-cloud.conf": "PasswordAuthentication no\n",
+        "etc/systemd/network/80-dhcp.network": NETWORK,
+        "etc/systemd/resolved.conf.d/10-unicast-only.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n",
+    }
+
+
+def _write_tar(path: Path, files: Mapping[str, str | bytes | Path]) -> None:
+    """A tarball of root's files, mode 0644, with their folders."""
+    with tarfile.open(path, "w") as tar:
+        folders = sorted({str(parent) for name in files for parent in Path(name).parents} - {"."})
+        for folder in folders:
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, Path):
+                entry.type, entry.linkname = tarfile.SYMTYPE, str(content)
+                tar.addfile(entry)
+            else:
+                data = content if isinstance(content, bytes) else content.encode()
+                entry.size, entry.mode = len(data), 0o644
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def _write_boot_loader(disk: Path, staging: Path) -> None:
+    """GRUB's boot sector, a table with the one partition, and GRUB's core in the gap before that."""
+    core = staging / "core.img"
+    prefix = "(hd0,msdos1)/boot/grub"
+    _run(["grub-mkimage", "-O", "i386-pc", "-d", str(GRUB_FOLDER), "-p", prefix, "-o", str(core), *GRUB_MODULES])
+    image = core.read_bytes()
+    if len(image) > PARTITION_START - SECTOR:
+        raise ImageError(f"base image: GRUB's core of {len(image)} bytes does not fit before the partition")
+    start, count = PARTITION_START // SECTOR, (DISK_BYTES - PARTITION_START) // SECTOR
+    # Active, type Linux; the cylinder fields say "use the sector numbers".
+    entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", start, count)
+    signature = uuid.uuid4().bytes[:4]
+    code = (GRUB_FOLDER / "boot.img").read_bytes()[:440]
+    with disk.open("r+b") as raw:
+        raw.write(code + signature + b"\0\0" + entry + bytes(48) + b"\x55\xaa" + image)
+        os.fsync(raw.fileno())
+
+
+def _run(command: Sequence[str]) -> None:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ImageError(f"base image: {Path(command[0]).name} ended with {result.returncode}: {reason}")
