@@ -1,0 +1,37 @@
+"""Run this collection's modules in this process, as Ansible would on a target."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.testing import patch_module_args
+
+ROOT = Path(__file__).resolve().parents[2]
+# Where scripts/bootstrap links this checkout as umccr.pcgr.
+TREE = ROOT / ".venv/collections"
+if str(TREE) not in sys.path:
+    sys.path.insert(0, str(TREE))
+
+
+def load(name: str) -> Any:
+    """The Python module at `plugins/NAME`, e.g. "modules.databundle"."""
+    return importlib.import_module(f"ansible_collections.umccr.pcgr.plugins.{name}")
+
+
+def run(name: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Run module `name` with `arguments`; its answer, with `failed` set when it failed."""
+    module = load(f"modules.{name}")
+    out = io.StringIO()
+    with patch_module_args(arguments | {"_ansible_check_mode": check}), redirect_stdout(out):
+        try:
+            module.main()
+        except SystemExit:
+            pass
+    answer: dict[str, Any] = json.loads(out.getvalue())
+    return answer
