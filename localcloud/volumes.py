@@ -1,0 +1,140 @@
+"""Volumes and snapshots as files.
+
+A volume is a qcow2 file; a snapshot is a raw sparse file that never changes once it is complete. A volume made from a
+snapshot keeps a hard link to it as backing file, so a deleted snapshot lives on for the volumes that need it and copying a
+snapshot or taking the base image into use copies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from localcloud.settings import GIB
+
+BLOCK = 524288  # bytes of one block of the EBS direct APIs (Amazon EBS user guide, "EBS direct APIs")
+
+
+class Disks:
+    """The volumes and snapshots of one region, in two folders below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._volumes = root / "volumes"
+        self._snapshots = root / "snapshots"
+        for folder in (self._volumes, self._snapshots):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def volume(self, volume_id: str) -> Path:
+        """The volume's qcow2 file."""
+        return self._volumes / f"{volume_id}.qcow2"
+
+    def snapshot(self, snapshot_id: str) -> Path:
+        """The snapshot's raw file."""
+        return self._snapshots / f"{snapshot_id}.raw"
+
+    def create_volume(self, volume_id: str, gib: int, snapshot_id: str | None = None) -> Path:
+        """Make a volume of ``gib`` GiB, empty or with the snapshot's bytes."""
+        command = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        if snapshot_id:
+            base = self._base(volume_id)
+            _link(self.snapshot(snapshot_id), base)
+            command += ["-b", str(base), "-F", "raw"]
+        _run([*command, str(self.volume(volume_id)), str(gib * GIB)])
+        return self.volume(volume_id)
+
+    def resize_volume(self, volume_id: str, gib: int) -> None:
+        """Grow a volume that no machine has open."""
+        _run(["qemu-img", "resize", "-q", "-f", "qcow2", str(self.volume(volume_id)), str(gib * GIB)])
+
+    def delete_volume(self, volume_id: str) -> None:
+        self.volume(volume_id).unlink(missing_ok=True)
+        self._base(volume_id).unlink(missing_ok=True)
+
+    def import_snapshot(self, snapshot_id: str, raw: Path) -> None:
+        """Take the raw disk file ``raw``, which must never change, as a complete snapshot without copying it."""
+        _link(raw, self.snapshot(snapshot_id))
+
+    def copy_snapshot(self, source_id: str, snapshot_id: str) -> None:
+        _link(self.snapshot(source_id), self.snapshot(snapshot_id))
+
+    def snapshot_volume(self, volume_id: str, snapshot_id: str) -> None:
+        """Copy a volume that no machine has open into a complete snapshot; OSError when that fails."""
+        target = self.snapshot(snapshot_id)
+        # -S 4k: runs of zeros become holes.
+        _run(["qemu-img", "convert", "-q", "-O", "raw", "-S", "4k", str(self.volume(volume_id)), str(target)])
+        self.seal(snapshot_id)
+
+    def open_snapshot(self, snapshot_id: str, gib: int, parent_id: str | None = None) -> Path:
+        """Make an incomplete snapshot to be written: empty, or starting with the bytes of its parent."""
+        target = self.snapshot(snapshot_id)
+        if parent_id:
+            _run(["cp", "--sparse=always", "--reflink=auto", "--dereference", str(self.snapshot(parent_id)), str(target)])
+            target.chmod(0o600)
+        with target.open("r+b" if parent_id else "xb") as file:
+            file.truncate(gib * GIB)
+        return target
+
+    def seal(self, snapshot_id: str) -> None:
+        """Complete a snapshot: it is read-only from here."""
+        self.snapshot(snapshot_id).chmod(0o400)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        self.snapshot(snapshot_id).unlink(missing_ok=True)
+
+    def write_block(self, snapshot_id: str, index: int, data: bytes) -> None:
+        """Put one block of 512 KiB into an incomplete snapshot."""
+        with self.snapshot(snapshot_id).open("r+b") as file:
+            file.seek(index * BLOCK)
+            file.write(data)
+
+    def read_block(self, snapshot_id: str, index: int) -> bytes:
+        """One block; what lies behind the end of the file is zeros."""
+        with self.snapshot(snapshot_id).open("rb") as file:
+            file.seek(index * BLOCK)
+            return file.read(BLOCK).ljust(BLOCK, b"\0")
+
+    def blocks(self, snapshot_id: str) -> list[int]:
+        """Indexes of the blocks that hold data, in order."""
+        found: dict[int, None] = {}
+        with self.snapshot(snapshot_id).open("rb") as file:
+            for start, end in _data(file.fileno()):
+                found.update(dict.fromkeys(range(start // BLOCK, (end - 1) // BLOCK + 1)))
+        return list(found)
+
+    def changed_blocks(self, first_id: str, second_id: str) -> list[int]:
+        """Indexes of the blocks whose bytes differ between two snapshots."""
+        either = sorted({*self.blocks(first_id), *self.blocks(second_id)})
+        return [index for index in either if self.read_block(first_id, index) != self.read_block(second_id, index)]
+
+    def _base(self, volume_id: str) -> Path:
+        return self._volumes / f"{volume_id}.base"
+
+
+def _data(descriptor: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of each run of data in a sparse file."""
+    end = 0
+    with contextlib.suppress(OSError):  # ENXIO: no data behind this offset
+        while True:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            yield start, end
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link; between file systems a symbolic link to the file, which is itself hard-linked by later calls."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        target.symlink_to(source.resolve())
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{' '.join(command[:2])} failed: {done.stderr.strip()}")
