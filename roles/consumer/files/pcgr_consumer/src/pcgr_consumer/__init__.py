@@ -1,0 +1,3 @@
+"""Consumer of sample tarballs: claim, fetch, unpack, check, run PCGR or CPSR, pack, publish."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,97 @@
+"""Watching for EC2's notice that this spot machine will be taken away (IMDSv2 only)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+log = logging.getLogger(__name__)
+ADDRESS = "http://169.254.169.254"
+LOOK_SECONDS = 5.0  # AWS's advice for polling the notice, which comes two minutes ahead
+TOKEN_SECONDS = 21600  # the longest that the service gives
+ANSWER_SECONDS = 2.0
+FIRST_TRIES = 3  # the service may be slow to answer a machine that has just booted
+
+
+class Watch:
+    """Calls `notify` once when a notice appears. Ends by itself where no EC2 metadata service answers."""
+
+    def __init__(
+        self, notify: Callable[[str], None], *, address: str | None = None, look: float = LOOK_SECONDS
+    ) -> None:
+        parts = urlsplit(address or os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ADDRESS)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._notify = notify
+        self._look = look
+        self._token = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="spot-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, unless the environment switches the metadata service off (as for boto3)."""
+        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=ANSWER_SECONDS)
+        try:
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(65536)
+        finally:
+            connection.close()
+
+    def _renew(self) -> bool:
+        """Fetch a session token; only EC2 (and what imitates it) gives one."""
+        try:
+            status, body = self._request(
+                "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+            )
+        except (OSError, http.client.HTTPException):
+            return False
+        self._token = body.decode("ascii", "replace").strip() if status == http.HTTPStatus.OK else ""
+        return bool(self._token)
+
+    def _notice(self) -> str | None:
+        try:
+            status, body = self._request(
+                "GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token}
+            )
+        except (OSError, http.client.HTTPException):
+            return None
+        if status == http.HTTPStatus.UNAUTHORIZED:
+            self._renew()
+        if status != http.HTTPStatus.OK:
+            return None
+        try:
+            found = json.loads(body)
+            return f"EC2 will {found['action']} this machine at {found['time']}"
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _run(self) -> None:
+        for _ in range(FIRST_TRIES):
+            if self._renew():
+                break
+            if self._over.wait(self._look):
+                return
+        else:
+            log.info("no EC2 metadata service here: no watch for spot notices")
+            return
+        while True:
+            if notice := self._notice():
+                self._notify(notice)
+                return
+            if self._over.wait(self._look):
+                return
