@@ -1,0 +1,156 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Build a wheel from a pure Python package without a build tool."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pure_wheel
+short_description: Build a wheel from a pure Python package without a build tool
+version_added: 1.0.0
+description:
+  - Packs a pure Python package with a C(src) folder and a C(pyproject.toml) as a wheel. Runs on the controller; Python 3.11 is needed there, a package index is not.
+  - The same sources give the same bytes, so the wheel's checksum says whether anything has changed.
+author: University of Melbourne Centre for Cancer Research (@umccr)
+attributes:
+  check_mode: {support: full, description: Can run in check mode and tell what would change.}
+  diff_mode: {support: none, description: Shows a difference.}
+options:
+  source:
+    description: Folder with C(pyproject.toml), and the package below C(src).
+    type: path
+    required: true
+  dest:
+    description: Folder that gets the wheel. Made when missing.
+    type: path
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Pack the consumer
+  umccr.pcgr.pure_wheel:
+    source: roles/consumer/files/pcgr_consumer
+    dest: "{{ lookup('ansible.builtin.env', 'HOME') }}/.cache/umccr.pcgr/wheels"
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+path:
+  description: Path of the wheel.
+  type: str
+  returned: always
+sha256:
+  description: Its checksum.
+  type: str
+  returned: always
+"""
+
+import base64
+import hashlib
+import io
+import os
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10 and older
+    tomllib = None
+
+from ansible.module_utils.basic import AnsibleModule
+
+# The earliest time a zip archive can hold: times must not make a difference.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class PackageError(Exception):
+    """The folder is not a package this can pack; the text is one line."""
+
+
+def package_files(source: Path) -> dict[str, bytes]:
+    """Content by path in the wheel of everything below `src`, compiled files aside."""
+    src = source / "src"
+    return {
+        path.relative_to(src).as_posix(): path.read_bytes()
+        for path in sorted(src.rglob("*"))
+        if path.is_file() and not {"__pycache__"} & set(path.parts) and not any(p.endswith(".egg-info") for p in path.parts)
+    }
+
+
+def version(project: dict[str, Any], files: dict[str, bytes], package: str) -> str:
+    """The version in pyproject.toml, or `__version__` of the package."""
+    if "version" in project:
+        return str(project["version"])
+    match = re.search(r"""^__version__\s*(?::\s*\w+\s*)?=\s*["']([^"']+)["']""", files[f"{package}/__init__.py"].decode(), re.MULTILINE)
+    if not match:
+        raise PackageError(f"{package}/__init__.py: no __version__")
+    return match[1]
+
+
+def build(source: Path) -> tuple[str, bytes]:
+    """File name and content of the wheel of the package in `source`; raises PackageError."""
+    project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    files = package_files(source)
+    package = project["name"].replace("-", "_")
+    if f"{package}/__init__.py" not in files:
+        raise PackageError(f"{source}: no src/{package}/__init__.py")
+    number = version(project, files, package)
+    info = f"{package}-{number}.dist-info"
+    metadata = [
+        "Metadata-Version: 2.1",
+        f"Name: {project['name']}",
+        f"Version: {number}",
+        *([f"Requires-Python: {project['requires-python']}"] if "requires-python" in project else []),
+        *(f"Requires-Dist: {item}" for item in project.get("dependencies", [])),
+    ]
+    scripts = [f"{name} = {target}" for name, target in sorted(project.get("scripts", {}).items())]
+    files[f"{info}/METADATA"] = ("\n".join(metadata) + "\n").encode()
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: umccr.pcgr\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    if scripts:
+        files[f"{info}/entry_points.txt"] = ("\n".join(["[console_scripts]", *scripts]) + "\n").encode()
+    record = [f"{name},sha256={digest(content)},{len(content)}\n" for name, content in files.items()]
+    files[f"{info}/RECORD"] = "".join([*record, f"{info}/RECORD,,\n"]).encode()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content)
+    return f"{package}-{number}-py3-none-any.whl", out.getvalue()
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 as a wheel's RECORD spells it."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+def main() -> None:
+    """Entry point of the module."""
+    module = AnsibleModule(
+        argument_spec={"source": {"type": "path", "required": True}, "dest": {"type": "path", "required": True}},
+        supports_check_mode=True,
+    )
+    if tomllib is None:
+        module.fail_json(msg="Python 3.11 or newer is needed on the controller")
+    try:
+        name, content = build(Path(module.params["source"]))
+        target = Path(module.params["dest"]) / name
+        changed = not target.is_file() or target.read_bytes() != content
+        if changed and not module.check_mode:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle:
+                handle.write(content)
+            os.replace(handle.name, target)
+    except PackageError as error:
+        module.fail_json(msg=str(error))
+    except (OSError, KeyError, ValueError) as error:
+        module.fail_json(msg=f"{module.params['source']}: cannot be packed: {type(error).__name__}: {error}")
+    module.exit_json(changed=changed, path=str(target), sha256=hashlib.sha256(content).hexdigest())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Keep a virtual environment that holds one application and its locked requirements."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_app
+short_description: Keep a virtual environment that holds one application and its locked requirements
+version_added: 1.0.0
+description:
+  - Installs a wheel and a hashed requirements list into a virtual environment with one run of pip, which checks every file's hash.
+  - A stamp in the environment, written last, names what is installed. When wheel, list and Python are the same, nothing is run.
+author: University of Melbourne Centre for Cancer Research (@umccr)
+attributes:
+  check_mode: {support: full, description: Can run in check mode and tell what would change.}
+  diff_mode: {support: none, description: Shows a difference.}
+options:
+  path:
+    description: Folder of the virtual environment.
+    type: path
+    required: true
+  wheel:
+    description: Path of the application's wheel on this machine.
+    type: path
+    required: true
+  wheel_sha256:
+    description: The wheel's checksum.
+    type: str
+    required: true
+  requirements:
+    description: The whole text of the requirements list; each line needs a C(--hash).
+    type: str
+    required: true
+  find_links:
+    description: Address or folder with wheels, used instead of the package index.
+    type: str
+  trusted_host:
+    description: Host name to be spoken to over plain HTTP without complaint. The hashes are checked all the same.
+    type: str
+  python:
+    description: The interpreter to build on.
+    type: path
+    default: /usr/bin/python3
+"""
+
+EXAMPLES = r"""
+- name: Install an application
+  umccr.pcgr.python_app:
+    path: /opt/app
+    wheel: /opt/app-1.0-py3-none-any.whl
+    wheel_sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
+"""
+
+RETURN = r"""
+installed:
+  description: What the stamp says.
+  type: dict
+  returned: always
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+STAMP = ".umccr.pcgr.json"
+
+
+def read_stamp(path: str) -> dict[str, str]:
+    """The stamp of the environment at `path`; empty when there is none that can be read."""
+    try:
+        with open(os.path.join(path, STAMP), encoding="utf-8") as handle:
+            stamp = json.load(handle)
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def install(module: AnsibleModule, fresh: bool) -> None:
+    """Make the environment (anew when `fresh`) and let pip install; fails with pip's last line of complaint."""
+    params = module.params
+    path = params["path"]
+    if fresh:
+        run(module, [params["python"], "-m", "venv", "--clear", path], "making the virtual environment")
+    with tempfile.TemporaryDirectory() as folder:
+        listing = os.path.join(folder, "requirements.txt")
+        with open(listing, "w", encoding="utf-8") as handle:
+            handle.write(f"{params['requirements'].rstrip()}\n{params['wheel']} --hash=sha256:{params['wheel_sha256']}\n")
+        command = [os.path.join(path, "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", listing]
+        if params["find_links"]:
+            command += ["--no-index", "--find-links", params["find_links"]]
+        if params["trusted_host"]:
+            command += ["--trusted-host", params["trusted_host"]]
+        run(module, command, "installing")
+
+
+def run(module: AnsibleModule, command: list[str], what: str) -> None:
+    """Run `command`; fail the module with its last line when it fails."""
+    code, out, err = module.run_command(command, environ_update={"PYTHONNOUSERSITE": "1", "PIP_USER": "0"})
+    if code:
+        lines = [line for line in (err + "\n" + out).splitlines() if line.strip()]
+        told = next((line for line in lines if "ERROR" in line), lines[-1] if lines else f"exit code {code}")
+        module.fail_json(msg=f"{module.params['path']}: {what} failed: {told.strip()}", command=command, stderr=err, stdout=out)
+
+
+def main() -> None:
+    """Entry point of the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "wheel": {"type": "path", "required": True},
+            "wheel_sha256": {"type": "str", "required": True},
+            "requirements": {"type": "str", "required": True},
+            "find_links": {"type": "str"},
+            "trusted_host": {"type": "str"},
+            "python": {"type": "path", "default": "/usr/bin/python3"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    wanted = {
+        "wheel": os.path.basename(params["wheel"]),
+        "wheel_sha256": params["wheel_sha256"],
+        "requirements_sha256": hashlib.sha256(params["requirements"].encode()).hexdigest(),
+        "python": os.path.realpath(params["python"]),
+    }
+    before = read_stamp(params["path"])
+    changed = before != wanted
+    if changed and not module.check_mode:
+        stamp = os.path.join(params["path"], STAMP)
+        if before:
+            os.unlink(stamp)  # a cut from here on is noticed by the next run
+        install(module, fresh=not before or before.get("python") != wanted["python"])
+        with open(stamp, "w", encoding="utf-8") as handle:
+            json.dump(wanted, handle, indent=1, sort_keys=True)
+    module.exit_json(changed=changed, installed=wanted)
+
+
+if __name__ == "__main__":
+    main()
