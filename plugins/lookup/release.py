@@ -11,7 +11,8 @@ author: University of Melbourne Centre for Cancer Research (@umccr)
 short_description: What the collection knows about a PCGR release
 version_added: "1.0.0"
 description:
-  - Reads a file of the collection's C(releases) folder, checks it, and returns it with the release's command-line dialect.
+  - Reads a file of the collection's C(releases) folder, checks it, and returns it with the release's dialect,
+    which says how its command line reads.
   - This is the only source of versions, addresses, sizes and checksums for the roles.
 options:
   _terms:
@@ -62,8 +63,11 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.umccr.pcgr.plugins.module_utils.release import NEWEST, ReleaseError, load_release
+from ansible_collections.umccr.pcgr.plugins.module_utils.release import (  # type: ignore[import-untyped]
+    NEWEST,
+    ReleaseError,
+    load_release,
+)
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no types
