@@ -127,6 +127,9 @@ class Attempt:
         if not found:
             raise Permanent("fetch", f"{self.ref.key}: the object does not exist any more")
         if give_up:
+            told = self.context.store.published(self.version.bucket, self.failed_key)
+            if told and told.identity == self.version.identity:
+                return "failed"  # the last try has left a better reason
             return self._fail(Transient("queue", give_up), permanent=False)
         self._mark()
         try:

@@ -1,0 +1,327 @@
+"""A worker's world in a folder: settings, a scripted tool in place of the container, and either backend behind one face."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import tarfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from pcgr_consumer import sqs, worker
+from pcgr_consumer.attempt import Context
+from pcgr_consumer.checks import BGZF_END
+from pcgr_consumer.config import Image, Limits, QueueSettings, Settings
+from pcgr_consumer.genome import LENGTHS
+from pcgr_consumer.model import StopReason
+from pcgr_consumer.runtime import Job, Run, supervise
+from pcgr_consumer.spool import SpoolQueue, SpoolStore
+from plugins.module_utils.release import load_release
+
+REGION = "ap-southeast-2"
+PACE = worker.Pace(wait=1, pause=0.05, backoff=0.05, backoff_max=1)
+KEY = "in/demo-000001-somatic.tar.gz"
+
+# The tool of most tests: it says what it ran on, then does as its mode says. $1 mode, $2 inputs, $3 prefix of the outputs.
+TOOL = r"""
+echo "pcgr starts"
+report() { for end in .conf.yaml .xlsx .html; do cat "$2"/*.vcf* | cksum > "$3$end"; done; }
+case "$1" in
+  good) report "$@"; mkdir "$(dirname "$3")/sub"; chmod 0 "$(dirname "$3")/sub"; echo "Finished PCGR!"; echo "Finished CPSR!" ;;
+  slow) report "$@"; sleep 1.5; echo "Finished PCGR!" ;;
+  hang) sleep 60 ;;
+  lies) echo "Error in validation: nothing works" ;;
+  silent) report "$@" ;;
+  boasts) echo "Finished PCGR!" ;;
+  refuses) echo "ERROR: tumor_site outside range" >&2; exit 1 ;;
+  killed) kill -9 $$ ;;
+  full) echo "write error: No space left on device"; exit 0 ;;
+esac
+"""
+
+
+@cache
+def release() -> dict[str, Any]:
+    """The rehearsal release, as release.json has it on a machine."""
+    return load_release("rehearsal")
+
+
+class ScriptedRuntime:
+    """The tool as a shell script under the same supervision as docker; `modes` is consumed run by run, the last one stays."""
+
+    def __init__(self, *modes: str) -> None:
+        self.modes = list(modes or ("good",))
+        self.jobs: list[Job] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.cleared = 0
+        self.on_run: Callable[[Job], None] = lambda job: None
+
+    def check(self) -> None: ...
+
+    def clear(self) -> list[str]:
+        self.cleared += 1
+        return []
+
+    def run(self, job: Job, timeout: float, stop: StopReason) -> Run:
+        self.jobs.append(job)
+        self.on_run(job)
+        mode = self.modes.pop(0) if len(self.modes) > 1 else self.modes[0]
+        options = dict(zip(job.argv, [*job.argv[1:], ""], strict=True))
+        prefix = f"{options['--sample_id']}.{job.argv[0]}.{options['--genome_assembly']}"
+
+        def kill(process: subprocess.Popen[bytes]) -> None:
+            self.processes.append(process)
+            os.killpg(process.pid, 9)
+
+        command = ["/bin/sh", "-c", TOOL, "tool", mode, str(job.inputs), str(job.outputs / prefix)]
+        return supervise(command, job.log, timeout, stop, kill)
+
+
+def bgzf(data: bytes) -> bytes:
+    """`data` as BGZF: blocks of gzip that say their size in an extra field, and the empty end block."""
+    out = b""
+    for start in range(0, len(data), 60000):
+        packed = gzip.compress(data[start : start + 60000], mtime=0)
+        size = len(packed) + 8 - 1
+        out += packed[:3] + b"\x04" + packed[4:10] + b"\x06\x00BC\x02\x00" + size.to_bytes(2, "little") + packed[10:]
+    return out + BGZF_END
+
+
+def vcf(
+    *rows: str, assembly: str | None = "grch38", version: str = "4.2", samples: tuple[str, ...] = ("T",), head: str = ""
+) -> bytes:
+    """A small VCF; `rows` are "chromosome position", contig lines are of `assembly`."""
+    contigs = "".join(f"##contig=<ID=chr{name},length={size}>\n" for name, size in LENGTHS[assembly or ""].items()) if assembly else ""
+    columns = ["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", *(["FORMAT", *samples] if samples else [])]
+    text = f"##fileformat=VCFv{version}\n{head}{contigs}" + "\t".join(columns) + "\n"
+    for row in rows or ("1 1968826", "chr2 15234634"):
+        chromosome, position = row.split()
+        genotypes = ["GT", *("0/1" for _ in samples)] if samples else []
+        text += "\t".join([chromosome, position, ".", "C", "T", ".", "PASS", "TDP=144;TVAF=0.2", *genotypes]) + "\n"
+    return text.encode()
+
+
+TBI = bgzf(b"TBI\1" + bytes(40))
+
+
+def files(text: bytes | None = None, **more: bytes) -> dict[str, bytes]:
+    """The files of a good sample; keyword names have "__" for "."."""
+    return {"s.vcf.gz": bgzf(text or vcf()), "s.vcf.gz.tbi": TBI} | {name.replace("__", "."): data for name, data in more.items()}
+
+
+def tarball(content: dict[str, bytes] | None = None, *members: tarfile.TarInfo, level: int = 6) -> bytes:
+    """A gzipped tar of `content`, and of `members` without content behind it."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w:gz", compresslevel=level) as archive:
+        for name, data in (files() if content is None else content).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for info in members:
+            archive.addfile(info)
+    return raw.getvalue()
+
+
+class Make:
+    """Builders of inputs, for tests."""
+
+    vcf = staticmethod(vcf)
+    bgzf = staticmethod(bgzf)
+    files = staticmethod(files)
+    tarball = staticmethod(tarball)
+    TBI = TBI
+    KEY = KEY
+    Runtime = ScriptedRuntime
+
+
+@pytest.fixture
+def make() -> type[Make]:
+    return Make
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_EC2_METADATA_DISABLED="true")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class World:
+    """What the tests see of a backend: put a sample in, look what came out. Subclasses know where."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("work", "log", "state"):
+            (folder / name).mkdir()
+        self.runtime = ScriptedRuntime()
+        self.settings = Settings(
+            release_file=folder / "release.json",
+            runtime_file=folder / "runtime.json",
+            refdata_dir=folder / "bundle",
+            vep_dir=folder / "vep",
+            work_dir=folder / "work",
+            log_dir=folder / "log",
+            state_dir=folder / "state",
+            assemblies=("grch38", "grch37"),
+            drained_file=folder / "run" / "drained",
+            queue=QueueSettings("spool"),
+            limits=Limits(free_bytes=0, unpacked_bytes=64 << 20),
+            idle_seconds=1,
+            timeout_seconds=20,
+        )
+
+    def context(self, **changes: Any) -> Context:
+        image = Image("docker", "sha256:" + "0" * 64, "umccr/pcgr-rehearsal:2.3.2", None)
+        settings = replace(self.settings, **changes)
+        return Context(settings, release(), image, self.runtime, self.store(), host="test")
+
+    def worker(self, **changes: Any) -> worker.Worker:
+        return worker.Worker(self.context(**changes), self.queue(), PACE)
+
+    def settle(self, limit: float = 20, **changes: Any) -> list[str | None]:
+        """Handle messages until none is left; returns how each ended."""
+        worked, ends, deadline = self.worker(**changes), [], time.monotonic() + limit
+        queue = self.queue()
+        while queue.unfinished():
+            assert time.monotonic() < deadline, ends
+            if end := worked.once():
+                ends.append(end)
+        return ends
+
+    def report(self, key: str = KEY) -> dict[str, Any] | None:
+        data = self.read(key.removesuffix(".tar.gz") + "-failed.json")
+        return None if data is None else json.loads(data)
+
+    def result(self, key: str = KEY) -> dict[str, bytes] | None:
+        """The members of the result, by name within its one folder, in the archive's order."""
+        data = self.read(key.removesuffix(".tar.gz") + "-output.tar.gz")
+        if data is None:
+            return None
+        name = key.rpartition("/")[2].removesuffix(".tar.gz")
+        found = {}
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            for member in archive:
+                folder, _, inner = member.name.partition("/")
+                assert folder == name
+                assert member.isreg()
+                file = archive.extractfile(member)
+                assert file
+                found[inner] = file.read()
+        return found
+
+    def clean(self) -> bool:
+        """No work folder left, and no progress note."""
+        return not list(self.settings.work_dir.iterdir()) and self.read(KEY.removesuffix(".tar.gz") + "-running.json") is None
+
+
+class SpoolWorld(World):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.root = folder / "spool"
+        self.visibility = 10.0
+        self.max_receives = 5
+        self.queue()
+
+    def queue(self) -> SpoolQueue:
+        return SpoolQueue(self.root, visibility=self.visibility, max_receives=self.max_receives, settle=0)
+
+    def store(self) -> SpoolStore:
+        return SpoolStore(self.root)
+
+    def put(self, data: bytes, key: str = KEY) -> None:
+        path = self.root / "inbox" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def read(self, key: str) -> bytes | None:
+        for place in ("done", "failed", "claimed"):
+            if (path := self.root / place / key).is_file():
+                return path.read_bytes()
+        return None
+
+    def dead(self) -> list[str]:
+        return [path.name for path in (self.root / "failed").rglob("*.tar.gz")]
+
+
+class SqsWorld(World):
+    def __init__(self, folder: Path, endpoint: str, *, visibility: int = 10, receives: int = 5, versioned: bool = False) -> None:
+        super().__init__(folder)
+        name = f"q{uuid.uuid4().hex[:12]}"
+        self.s3: Any = boto3.client("s3", region_name=REGION, endpoint_url=endpoint)
+        self.sqs: Any = boto3.client("sqs", region_name=REGION, endpoint_url=endpoint)
+        self.bucket = name
+        self.s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        if versioned:
+            self.s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        self.dlq = self.sqs.create_queue(QueueName=f"{name}-dead")["QueueUrl"]
+        arn = self.sqs.get_queue_attributes(QueueUrl=self.dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
+        attributes = {"VisibilityTimeout": str(visibility), "RedrivePolicy": policy}
+        self.url = self.sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+        self.queue_settings = QueueSettings("sqs", name=name, region=REGION, endpoint_url=endpoint)
+        self.settings = replace(self.settings, queue=self.queue_settings)
+
+    def queue(self) -> sqs.SqsQueue:
+        return sqs.SqsQueue(self.queue_settings)
+
+    def store(self) -> sqs.S3Store:
+        return sqs.S3Store(self.queue_settings)
+
+    def put(self, data: bytes, key: str = KEY) -> None:
+        answer = self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
+        self.tell(key, answer.get("VersionId"))
+
+    def event(self, key: str, version: str | None = None) -> dict[str, Any]:
+        thing = {"key": key} | ({"versionId": version} if version else {})
+        return {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": self.bucket}, "object": thing}}
+
+    def tell(self, key: str = KEY, version: str | None = None) -> None:
+        self.send(json.dumps({"Records": [self.event(key, version)]}))
+
+    def send(self, body: str) -> None:
+        self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return bytes(self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+        except self.s3.exceptions.NoSuchKey:
+            return None
+
+    def dead(self) -> list[str]:
+        answer = self.sqs.receive_message(QueueUrl=self.dlq, MaxNumberOfMessages=10)
+        return [message["Body"] for message in answer.get("Messages", [])]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> SpoolWorld:
+    return SpoolWorld(tmp_path)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, endpoint: str) -> SqsWorld:
+    return SqsWorld(tmp_path, endpoint)
+
+
+@pytest.fixture
+def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsWorld]:
+    return lambda **options: SqsWorld(tmp_path, endpoint, **options)
+
+
+@pytest.fixture(params=["spool", "sqs"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """Both backends in turn."""
+    return SpoolWorld(tmp_path) if request.param == "spool" else SqsWorld(tmp_path, request.getfixturevalue("endpoint"))
