@@ -190,7 +190,7 @@ def germline_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]
     """cpsr's classification table: all its columns, filled where a count or a genotype says it, `.` elsewhere."""
     rows = []
     for variant in summary.passed:
-        chromosome, position, _, reference, alternative = variant.fields[:5]
+        chromosome, position, name, reference, alternative = variant.fields[:5]
         known = {
             "SAMPLE_ID": args.sample_id,
             "VAR_ID": variant.identity,
@@ -199,6 +199,7 @@ def germline_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]
             "GENOTYPE": genotype(variant),
             "DP_CONTROL": variant.control_depth,
             "SYMBOL": variant.gene,
+            "DBSNP_RSID": name if name.startswith("rs") else None,
         }
         rows.append([known.get(column) for column in GERMLINE])
     return rows

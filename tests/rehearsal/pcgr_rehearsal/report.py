@@ -258,9 +258,16 @@ def _variant_sections(args: argparse.Namespace, command: str, summary: Summary) 
     ]
     if rows:
         optional = (("Gene", genes), ("Depth", deep), ("Fraction", mixed))
-        heads = ("Chromosome", "Position", "Reference", "Alternative", "Type", *(name for name, has in optional if has))
+        columns = (
+            "Chromosome",
+            "Position",
+            "Reference",
+            "Alternative",
+            "Type",
+            *(name for name, has in optional if has),
+        )
         note = f"The first {len(rows)} of {len(summary.reported):,}; the tables beside this page hold all."
-        sections.append(_section("Variants", _table(heads, rows) + _more(note)))
+        sections.append(_section("Variants", _table(columns, rows) + _more(note)))
     return sections
 
 

@@ -50,7 +50,7 @@ RESERVED = frozenset(
         "EC",
     ]
 )
-GENE_TAGS = ("GENE", "SYMBOL", "Gene")
+_GENE_TAG = re.compile("(?i)(.*_)?(gene|symbol)")  # an INFO tag that names a gene: GENE, SYMBOL, HOTSPOT_GENE, ...
 # Steps that a VCF may ask to fail, by a header line like ##rehearsal_fault=vep (and ##rehearsal_seconds=20 to last longer)
 FAULTS = ("validation", "vep", "vcf2maf", "vcfanno", "summarise", "empty_variant_set", "report", "traceback")
 _ORDER = {name: index for index, name in enumerate(CHROMOSOMES)}
@@ -246,6 +246,7 @@ def _read(args: argparse.Namespace, command: str, stream: Any, calls: Calls, log
     log.info("Extracting variants on autosomal/sex chromosomes only (1-22,X,Y)")
     numbers = {name: str(tag.number) for name, tag in stream.header.info.items()}
     formats = {name: str(tag.number) for name, tag in stream.header.formats.items()}
+    gene_tag = next(filter(_GENE_TAG.fullmatch, numbers), "")
     chromosome, position, finished = "", 0, set()
     for record in stream:
         if record.chrom != chromosome:
@@ -266,7 +267,7 @@ def _read(args: argparse.Namespace, command: str, stream: Any, calls: Calls, log
             if command == "cpsr" and len(single) > 9 and set(re.split("[/|]", _genotype(single))) == {"0"}:
                 calls.homozygous_reference += 1
                 continue
-            calls.variants.append(_variant(args, command, single))
+            calls.variants.append(_variant(args, command, single, gene_tag))
     calls.variants.sort(key=lambda variant: (_ORDER[variant.fields[0]], int(variant.fields[1])))
     if calls.multiallelic:
         log.note(f"There were {calls.multiallelic} multiallelic site(s) detected; they are decomposed")
@@ -347,9 +348,9 @@ def _number(info: dict[str, str], tag: str) -> float | None:
         return None
 
 
-def _variant(args: argparse.Namespace, command: str, fields: list[str]) -> Variant:
+def _variant(args: argparse.Namespace, command: str, fields: list[str], gene_tag: str) -> Variant:
     info = _info(fields[7])
-    gene = next((info[tag] for tag in GENE_TAGS if info.get(tag) not in (None, "", ".")), None)
+    gene = info.get(gene_tag, "").strip(".") or None
     if command == "cpsr":
         return Variant(fields, None, None, _depth_of_sample(fields), None, gene)
     depth, control = _number(info, args.tumor_dp_tag), _number(info, args.control_dp_tag)
