@@ -268,6 +268,16 @@ def test_copy_number_thresholds_are_looked_at_when_there_are_segments(before: st
     assert argv(f"[pcgr]\n{before}{last}")
 
 
+@pytest.mark.parametrize("without", ["tumor_only = true", "assay = 'TARGETED'"])
+def test_where_the_tool_drops_msi_by_itself_it_needs_no_tmb(without: str) -> None:
+    assert "--estimate_msi" in argv(f"[pcgr]\nestimate_msi = true\n{without}")
+
+
+@pytest.mark.parametrize("release", ["2.0.3", "2.2.5", "2.3.2"])
+def test_a_tmb_fraction_of_zero_is_no_floor(release: str) -> None:
+    assert "--tmb_af_min" in argv("[pcgr]\ntumor_af_tag = 'V'\ntumor_af_min = 0.1\ntmb_af_min = 0", release=release)
+
+
 def test_absolute_thresholds_do_not_matter_in_relative_mode() -> None:
     assert argv("[pcgr]\ncna_threshold_mode = 'relative'\ntumor_ploidy = 3", inputs=ALL)
 
