@@ -134,7 +134,7 @@ def _api(region: Region) -> Application:
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith("/_localcloud/"):
             return _control(region, Request(environ))(environ, start_response)
-        return moto(environ, start_response)  # type: ignore[no-any-return, no-untyped-call]
+        return moto(environ, start_response)  # type: ignore[no-any-return]
 
     return application
 
@@ -167,6 +167,6 @@ def _files(directory: Path) -> Application:
                 raise NotFound(f"{request.path}: no such file")
             return send_file(path, request.environ, conditional=True)
         except HTTPException as error:
-            return error.get_response(request.environ)  # type: ignore[return-value]
+            return error.get_response(request.environ)
 
-    return application  # type: ignore[return-value]
+    return application

@@ -193,11 +193,15 @@ class Machine:
             self.public_ip = public_ip
 
     def back_up(self, targets: Mapping[str, tuple[str, Path]]) -> None:
-        """Start copying volumes, all as they are at this moment: volume id -> (snapshot id, its raw file)."""
+        """Start copying volumes, all as they are at this moment: volume id -> (snapshot id, its raw file).
+
+        Only what the qcow2 files themselves hold is copied (sync top); the raw files start as their backing files.
+        A full copy would write every zero.
+        """
         actions = []
         for volume_id, (snapshot_id, path) in targets.items():
             self.control("blockdev-add", **_node(snapshot_id, path, "raw"))
-            job = {"job-id": snapshot_id, "device": volume_id, "target": snapshot_id, "sync": "full"}
+            job = {"job-id": snapshot_id, "device": volume_id, "target": snapshot_id, "sync": "top"}
             actions.append({"type": "blockdev-backup", "data": job | {"auto-dismiss": False}})
         self.control("transaction", actions=actions)
         self.backups |= {snapshot_id: volume_id for volume_id, (snapshot_id, _) in targets.items()}

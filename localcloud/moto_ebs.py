@@ -19,6 +19,12 @@ from localcloud.moto_storage import Storage
 from localcloud.volumes import BLOCK
 
 
+class EBSError(ServiceException):
+    """A refusal, as (code, message)."""
+
+    __module__ = "moto.ebs.exceptions"  # moto finds the service's error shapes by this name
+
+
 class EBSSnapshot(models.EBSSnapshot):
     """One snapshot as the direct APIs show it, with the blocks that hold data."""
 
@@ -51,9 +57,9 @@ class EBSBackend(models.EBSBackend):
         snapshot = self._snapshot(snapshot_id, "pending")
         index, data = int(block_index), block_data if isinstance(block_data, bytes) else block_data.read()
         if len(data) != BLOCK or not 0 <= index < snapshot.volume_size * (1 << 30) // BLOCK:
-            raise ServiceException("ValidationException", f"block {index} of {len(data)} bytes does not fit the snapshot")
+            raise EBSError("ValidationException", f"block {index} of {len(data)} bytes does not fit the snapshot")
         if checksum_algorithm != "SHA256" or checksum != _sha256(data):
-            raise ServiceException("ValidationException", f"the SHA256 checksum of block {index} is {_sha256(data)}")
+            raise EBSError("ValidationException", f"the SHA256 checksum of block {index} is {_sha256(data)}")
         world.current.disks.write_block(snapshot_id, index, data)
         return checksum, checksum_algorithm
 
@@ -89,9 +95,9 @@ class EBSBackend(models.EBSBackend):
     def _snapshot(self, snapshot_id: str, state: str) -> Snapshot:
         snapshot = self._ec2.snapshots.get(snapshot_id)
         if snapshot is None:
-            raise ServiceException("ResourceNotFoundException", f"The snapshot '{snapshot_id}' does not exist.")
+            raise EBSError("ResourceNotFoundException", f"The snapshot '{snapshot_id}' does not exist.")
         if snapshot.status != state:
-            raise ServiceException("ValidationException", f"The snapshot '{snapshot_id}' is {snapshot.status}, not {state}.")
+            raise EBSError("ValidationException", f"The snapshot '{snapshot_id}' is {snapshot.status}, not {state}.")
         return snapshot
 
 

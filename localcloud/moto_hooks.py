@@ -18,12 +18,20 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.ec2 import models as ec2_models
 from moto.ec2.exceptions import EC2ClientError, MissingParameterError
-from moto.ec2.models import amis, elastic_ip_addresses, elastic_network_interfaces, instances, spot_requests
+from moto.ec2.models import (
+    amis,
+    elastic_block_store,
+    elastic_ip_addresses,
+    elastic_network_interfaces,
+    instances,
+    spot_requests,
+)
 from moto.ec2.models.instances import InstanceState, MetadataOptions, Reservation, StateReason
 from moto.ec2.responses import EC2Response
+from moto.ec2.utils import random_spot_request_id
 
 from localcloud import moto_ebs, world
-from localcloud.moto_storage import Ami, Storage
+from localcloud.moto_storage import Ami, SlowSnapshot, Storage
 
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 ANY_TOKEN = "ABCDE"  # noqa: S105 - no secret but what moto puts for a request without ClientToken
@@ -194,6 +202,7 @@ class EC2Backend(Storage):
             kwargs["instance_initiated_shutdown_behavior"] = kwargs.get(
                 "instance_initiated_shutdown_behavior"
             ) or template.get("InstanceInitiatedShutdownBehavior")
+            self._set_network(kwargs, template, security_group_names)
             reservation = self._run(image.id, count, user_data, security_group_names, kwargs)
             for number, instance in enumerate(reservation.instances):
                 from_request = kwargs.get("iam_instance_profile_name") or kwargs.get("iam_instance_profile_arn")
@@ -216,6 +225,17 @@ class EC2Backend(Storage):
                     instance.teardown_defaults()
             raise
 
+    def _set_network(self, kwargs: dict[str, Any], template: Mapping[str, Any], group_names: Sequence[str]) -> None:
+        # Where no subnet is given, moto falls back to EC2-Classic: an address outside the VPC and no security group.
+        if not (kwargs.get("subnet_id") or kwargs.get("nics") or template.get("NetworkInterfaces")):
+            zone = kwargs.get("placement") or f"{self.region_name}a"
+            subnet = self.get_default_subnets().get(zone)
+            kwargs["subnet_id"] = subnet.id if subnet else None
+        named = kwargs.get("security_group_ids") or template.get("SecurityGroupIds") or template.get("SecurityGroups")
+        if kwargs.get("subnet_id") and not named and not group_names:
+            vpc_id = self.get_subnet(kwargs["subnet_id"]).vpc_id
+            kwargs["security_group_ids"] = [self.get_default_security_group(vpc_id).id]  # type: ignore[union-attr]
+
     def _template(self, argument: Mapping[str, Any]) -> dict[str, Any]:
         return dict(self._get_template_from_args(dict(argument)).data) if argument else {}
 
@@ -233,7 +253,7 @@ class EC2Backend(Storage):
     def _record_spot_request(self, instance: Any, kwargs: Mapping[str, Any]) -> None:
         groups = [group.id for group in instance.security_groups]
         request = SpotInstanceRequest(
-            self, spot_requests.random_spot_request_id(), "", instance.image_id, "one-time", None, None, None, None,
+            self, random_spot_request_id(), "", instance.image_id, "one-time", None, None, None, None,
             instance.key_name, groups, instance.user_data, instance.instance_type, instance.availability_zone, None, None,
             False, instance.subnet_id, kwargs.get("tags") or {}, None, None, launched=instance,
         )  # fmt: skip
@@ -340,6 +360,7 @@ def install(machines: world.World) -> None:
     places: list[tuple[Any, str, Any]] = [
         (instances, "Instance", Instance),
         (amis, "Ami", Ami),
+        (elastic_block_store, "Snapshot", SlowSnapshot),
         (spot_requests, "SpotInstanceRequest", SpotInstanceRequest),
         (elastic_network_interfaces, "NetworkInterface", NetworkInterface),
         (elastic_network_interfaces, "random_public_ip", machines.public_address),

@@ -12,8 +12,9 @@ from typing import Any
 
 from moto.ec2 import models as ec2_models
 from moto.ec2.exceptions import EC2ClientError, InvalidAMIIdError
-from moto.ec2.models import amis
+from moto.ec2.models import amis, elastic_block_store
 from moto.ec2.models.elastic_block_store import Snapshot, Volume, VolumeAttachment
+from moto.ec2.utils import random_ami_id
 
 from localcloud import world
 from localcloud.world import Pair
@@ -32,6 +33,14 @@ class Ami(amis.Ami):
     @property
     def snapshot_ids(self) -> list[str]:
         return [mapping["Ebs"]["SnapshotId"] for mapping in self.mappings if mapping.get("Ebs", {}).get("SnapshotId")]
+
+
+class SlowSnapshot(elastic_block_store.Snapshot):
+    """A snapshot that is not ready before its bytes are there."""
+
+    @property
+    def progress(self) -> str:
+        return "100%" if self.status == "completed" else "0%"  # how far it is in between nobody asks QEMU
 
 
 class Storage(ec2_models.EC2Backend):
@@ -56,7 +65,7 @@ class Storage(ec2_models.EC2Backend):
     def delete_volume(self, volume_id: str) -> Volume:
         with world.current.lock:
             volume = super().delete_volume(volume_id)
-            world.current.disks.delete_volume(volume_id)
+            world.current.discard(volume)
             return volume
 
     def modify_volume(self, volume_id: str, target_size: Any = None, *args: Any, **kwargs: Any) -> Volume:
@@ -64,7 +73,7 @@ class Storage(ec2_models.EC2Backend):
             size = int(target_size) if target_size else None
             if size and size < self.get_volume(volume_id).size:
                 raise EC2ClientError("InvalidParameterValue", "New size cannot be smaller than existing size")
-            volume = super().modify_volume(volume_id, size, *args, **kwargs)  # type: ignore[arg-type]
+            volume = super().modify_volume(volume_id, size, *args, **kwargs)
             if size:
                 world.current.resize(volume)
             return volume
@@ -120,17 +129,22 @@ class Storage(ec2_models.EC2Backend):
         with world.current.lock:
             volume = self.get_volume(volume_id)
             snapshot = self._open_snapshot(volume, description, owner_id, from_ami)
-            if not world.books_only():
-                world.current.take([(volume, snapshot)])
-            return snapshot
+        if not world.books_only():
+            self._take([(volume, snapshot)])
+        return snapshot
 
     def create_snapshots(self, instance_spec: dict[str, Any], description: str, tags: dict[str, str]) -> list[Snapshot]:
         # moto takes one after the other; they must be of one moment.
+        with world.current.lock, world.books():
+            snapshots = super().create_snapshots(instance_spec, description, tags)
+        self._take([(self.volumes[snapshot.volume.id], snapshot) for snapshot in snapshots])
+        return snapshots
+
+    @staticmethod
+    def _take(pairs: Sequence[Pair]) -> None:
+        world.current.prepare(pairs)
         with world.current.lock:
-            with world.books():
-                snapshots = super().create_snapshots(instance_spec, description, tags)
-            world.current.take([(self.volumes[snapshot.volume.id], snapshot) for snapshot in snapshots])
-            return snapshots
+            world.current.take(pairs)
 
     def _open_snapshot(self, volume: Volume, description: str, owner: str | None, from_ami: str | None) -> Snapshot:
         snapshot = super().create_snapshot(volume.id, description, owner, from_ami)
@@ -177,7 +191,7 @@ class Storage(ec2_models.EC2Backend):
     # Images
 
     def create_image(
-        self, instance_id: str, name: str, description: str, tag_specifications: Any,
+        self, instance_id: str, name: str, description: str, tag_specifications: Any, *,
         no_reboot: bool = True, mappings: Sequence[Mapping[str, Any]] = (),
     ) -> amis.Ami:  # fmt: skip
         """moto's image has one empty snapshot and never touches the instance."""
@@ -206,7 +220,7 @@ class Storage(ec2_models.EC2Backend):
                 for owner in owners:
                     owner.add_tags(tags)
             if instance.state == "running" and not no_reboot:
-                world.current.take_at_reboot(instance, pairs)  # type: ignore[arg-type]
+                world.current.take_at_reboot(instance, pairs)
             else:
                 world.current.take(pairs)
             world.current.wake()
@@ -247,7 +261,7 @@ class Storage(ec2_models.EC2Backend):
                 if old := device.get("Ebs", {}).get("SnapshotId"):
                     text = f"Copied for {source_image_id} from {source_region}"
                     device["Ebs"]["SnapshotId"] = self.copy_snapshot(old, source_region, text, None).id
-            attributes = {key: getattr(image, key, None) for key in ("boot_mode", "imds_support", "ena_support")}
+            attributes: dict[str, Any] = {key: getattr(image, key, None) for key in ("imds_support", "ena_support")}
             name, description = name or image.name, description or image.description
             return self.add_image(name, description, devices, image.root_device_name, **attributes)
 
@@ -259,7 +273,7 @@ class Storage(ec2_models.EC2Backend):
         """Enter an image of complete or pending snapshots in the books."""
         with world.books():
             image = Ami(
-                self, amis.random_ami_id(), instance=instance, name=name, description=description, owner_id=owner_id,
+                self, random_ami_id(), instance=instance, name=name, description=description, owner_id=owner_id,
                 public=public, virtualization_type="hvm", architecture=architecture or "x86_64", state=state,
                 hypervisor="xen", root_device_type="ebs", root_device_name=root_device, boot_mode="legacy-bios",
             )  # fmt: skip

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -50,7 +51,7 @@ class Region:
     """
 
     def __init__(self, settings: Settings, sockets: Path, network: int, accelerator: Sequence[str]) -> None:
-        self.lock = threading.RLock()
+        self.lock: AbstractContextManager[bool] = threading.RLock()
         self.disks = Disks(settings.state)
         self._settings = settings
         self._sockets = sockets
@@ -59,6 +60,7 @@ class Region:
         self._machines: dict[str, Machine] = {}
         self._services: dict[str, metadata.Server] = {}
         self._snapshots: dict[str, Snapshot] = {}
+        self._copying: list[str] = []
         self._at_reboot: dict[str, Sequence[Pair]] = {}
         self._notices: dict[str, Notice] = {}
         self._rebalance: dict[str, str] = {}
@@ -93,18 +95,43 @@ class Region:
         else:
             self.disks.resize_volume(volume.id, volume.size)
 
+    def discard(self, volume: Volume) -> None:
+        if volume.id not in self._copying:
+            self.disks.delete_volume(volume.id)
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        for volume, snapshot in pairs:
+            if volume.attachment and self.has_machine(volume.attachment.instance_id):
+                self.disks.open_backup(volume.id, snapshot.id, volume.size)
+
     def take(self, pairs: Sequence[Pair]) -> None:
         live: dict[str, dict[str, tuple[str, Path]]] = {}
         for volume, snapshot in pairs:
             if self._machine_of(volume) and volume.attachment:
-                target = self.disks.open_snapshot(snapshot.id, volume.size)
+                target = self.disks.snapshot(snapshot.id)
+                if not target.exists():  # the machine came up after prepare
+                    self.disks.open_backup(volume.id, snapshot.id, volume.size)
                 live.setdefault(volume.attachment.instance_id, {})[volume.id] = (snapshot.id, target)
                 self._snapshots[snapshot.id] = snapshot
             else:
-                self.disks.snapshot_volume(volume.id, snapshot.id)
-                snapshot.status = "completed"
+                self._copying.append(volume.id)
+                threading.Thread(target=self._copy, args=(volume, snapshot), daemon=True).start()
         for instance_id, targets in live.items():
             self._machines[instance_id].back_up(targets)
+
+    def _copy(self, volume: Volume, snapshot: Snapshot) -> None:
+        """Copy a volume that no machine has; none gets it before this has ended."""
+        try:
+            self.disks.snapshot_volume(volume.id, snapshot.id)
+            snapshot.status = "completed"
+        except OSError:
+            log.exception("%s", snapshot.id)
+            snapshot.status = "error"
+        with self.lock:
+            self._copying.remove(volume.id)
+            if volume.id not in volume.ec2_backend.volumes:
+                self.discard(volume)
+        self.wake()
 
     def take_at_reboot(self, instance: Any, pairs: Sequence[Pair]) -> None:
         self._at_reboot[instance.id] = [*self._at_reboot.get(instance.id, ()), *pairs]
@@ -168,6 +195,8 @@ class Region:
             self._end(backend, instance, machine)
 
     def _start(self, backend: EC2Backend, instance: Instance) -> None:
+        if any(volume.id in self._copying for volume in self._volumes(backend, instance)):
+            return
         folder = self._folder(instance.id)
         folder.mkdir(parents=True, exist_ok=True)
         devices = sorted(instance.get_block_device_mapping, key=lambda pair: pair[0] != instance.root_device_name)
@@ -275,6 +304,8 @@ class Region:
     def _settle_devices(self, backend: EC2Backend, instance: Instance, machine: Machine) -> None:
         moving = [volume for volume in self._volumes(backend, instance) if volume.attachment.status != "attached"]  # type: ignore[union-attr]
         for volume in moving:
+            if volume.id in self._copying:
+                continue
             if volume.attachment and volume.attachment.status == "attaching":
                 if volume.id not in machine.plugged():
                     machine.plug(volume.id, self.disks.volume(volume.id))

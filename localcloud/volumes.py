@@ -70,11 +70,19 @@ class Disks:
 
     def open_snapshot(self, snapshot_id: str, gib: int, parent_id: str | None = None) -> Path:
         """Make an incomplete snapshot to be written: empty, or starting with the bytes of its parent."""
+        return self._open(snapshot_id, gib, self.snapshot(parent_id) if parent_id else None)
+
+    def open_backup(self, volume_id: str, snapshot_id: str, gib: int) -> Path:
+        """Make an incomplete snapshot that lacks only what was written to the volume since it was made."""
+        base = self._base(volume_id)
+        return self._open(snapshot_id, gib, base if base.exists() else None)
+
+    def _open(self, snapshot_id: str, gib: int, start: Path | None) -> Path:
         target = self.snapshot(snapshot_id)
-        if parent_id:
-            _run(["cp", "--sparse=always", "--reflink=auto", "--dereference", str(self.snapshot(parent_id)), str(target)])
+        if start:
+            _run(["cp", "--sparse=always", "--reflink=auto", "--dereference", str(start), str(target)])
             target.chmod(0o600)
-        with target.open("r+b" if parent_id else "xb") as file:
+        with target.open("r+b" if start else "xb") as file:
             file.truncate(gib * GIB)
         return target
 
@@ -135,6 +143,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    # The kernel ends the copy with the thread that wants it.
+    done = subprocess.run(["setpriv", "--pdeathsig", "KILL", *command], check=False, capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{' '.join(command[:2])} failed: {done.stderr.strip()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from moto.ec2.models.elastic_block_store import Snapshot, Volume
@@ -17,8 +17,11 @@ Pair = tuple[Volume, Snapshot]
 class World(Protocol):
     """What the API needs from the machines' side. All calls are made with ``lock`` held."""
 
-    lock: threading._RLock
     disks: Disks
+
+    @property
+    def lock(self) -> AbstractContextManager[bool]:
+        """Reentrant; held while books or machines change."""
 
     def wake(self) -> None:
         """Something has changed: look soon."""
@@ -35,6 +38,12 @@ class World(Protocol):
         """The end of what the instance wrote to its serial console, 64 KiB at most."""
 
     def resize(self, volume: Volume) -> None: ...
+
+    def discard(self, volume: Volume) -> None:
+        """The volume is deleted: remove its file, at the latest when nothing copies it any more."""
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        """What may take seconds before ``take``; WITHOUT the lock."""
 
     def take(self, pairs: Sequence[Pair]) -> None:
         """Copy volumes, all as they are now, into their pending snapshots."""
