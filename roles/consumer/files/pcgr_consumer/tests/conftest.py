@@ -30,7 +30,7 @@ from pcgr_consumer.spool import SpoolQueue, SpoolStore
 from plugins.module_utils.release import load_release
 
 REGION = "ap-southeast-2"
-PACE = worker.Pace(wait=1, pause=0.05, backoff=0.05, backoff_max=1)
+PACE = worker.Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)
 KEY = "in/demo-000001-somatic.tar.gz"
 
 # The tool of most tests: it says what it ran on, then does as its mode says. $1 mode, $2 inputs, $3 prefix of the outputs.
@@ -39,7 +39,7 @@ echo "pcgr starts"
 report() { for end in .conf.yaml .xlsx .html; do cat "$2"/*.vcf* | cksum > "$3$end"; done; }
 case "$1" in
   good) report "$@"; mkdir "$(dirname "$3")/sub"; chmod 0 "$(dirname "$3")/sub"; echo "Finished PCGR!"; echo "Finished CPSR!" ;;
-  slow) report "$@"; sleep 1.5; echo "Finished PCGR!" ;;
+  long) report "$@"; sleep 3; echo "Finished PCGR!" ;;
   hang) sleep 60 ;;
   lies) echo "Error in validation: nothing works" ;;
   silent) report "$@" ;;
@@ -180,7 +180,7 @@ class World:
             drained_file=folder / "run" / "drained",
             queue=QueueSettings("spool"),
             limits=Limits(free_bytes=0, unpacked_bytes=64 << 20),
-            idle_seconds=1,
+            idle_seconds=0.4,  # type: ignore[arg-type]  # shorter than the settings file allows
             timeout_seconds=20,
         )
 
@@ -308,7 +308,8 @@ class SqsWorld(World):
 
 @pytest.fixture
 def spool(tmp_path: Path) -> SpoolWorld:
-    return SpoolWorld(tmp_path)
+    (tmp_path / "spool-world").mkdir()
+    return SpoolWorld(tmp_path / "spool-world")
 
 
 @pytest.fixture
