@@ -48,6 +48,17 @@ _PANEL_COLUMNS = [
     "gepa_penetrance",
 ]
 
+_CPG_COLUMNS = (
+    "cpg_source",
+    "ensembl_gene_id",
+    "symbol",
+    "cpg_moi",
+    "cpg_mod",
+    "cpg_phenotypes",
+    "cpg_cancer_cui",
+    "cpg_syndrome_cui",
+)
+
 
 def write_bundle(folder: Path) -> None:
     """Write `data/grch37` and `data/grch38` below `folder`."""
@@ -85,6 +96,7 @@ def _write_assembly(base: Path, assembly: str) -> None:
         line = f'##INFO=<ID={tag},Number=.,Type=String,Description="{NOTICE}">\n'
         _text(base / track / f"{Path(track).name}.vcfanno.vcf_info_tags.txt", line)
     _panels(base, assembly)
+    _cpg(base)
 
 
 def _panels(base: Path, assembly: str) -> None:
@@ -103,6 +115,13 @@ def _panels(base: Path, assembly: str) -> None:
         for green in ("", ".GREEN") if panel else ("",):
             _packed(base / "gene" / "bed" / "gene_virtual_panel" / f"{panel}{green}.bed.gz", bed)
     _packed(base / "gene" / "tsv" / "gene_virtual_panel" / "gene_virtual_panel.tsv.gz", _lines(rows))
+
+
+def _cpg(base: Path) -> None:
+    """The genes of cpsr's --secondary_findings and --pgx_findings: one stand-in for each."""
+    sources = ("ACMG_SF", "CPIC_PGX_ONCOLOGY")
+    rows = [(source, "ENSG00000000001", "REHEARSAL_CHR1", ".", ".", ".", ".", ".") for source in sources]
+    _packed(base / "gene" / "tsv" / "gene_cpg" / "gene_cpg.tsv.gz", _lines([_CPG_COLUMNS, *rows]))
 
 
 def _lines(rows: Sequence[tuple[str, ...]]) -> str:

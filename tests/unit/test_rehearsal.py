@@ -365,6 +365,12 @@ def test_missing_metadata_ends_in_a_traceback_and_1(tool: Tool, name: str) -> No
     assert name in result.stderr
 
 
+def test_text_that_is_no_number_ends_in_a_traceback(tool: Tool) -> None:
+    for given in ({}, {"input_vcf": None, "input_cna": make_cna(tool.folder)}):
+        with pytest.raises(ValueError, match="invalid literal"):
+            tool.run(tmb_dp_min="x", **given)
+
+
 # ------------------------------------------------------------------- sub-steps that fail and exit with 0
 
 

@@ -37,6 +37,8 @@ def check_pcgr(args: argparse.Namespace) -> None:
         _cna(args, log)
     log.info("Finished pcgr-verify_args")
     _sex(args, Log("pcgr-create-config"))
+    for name, kind in (("tmb_dp_min", int), ("tmb_af_min", float), ("tmb_ad_min", int)):
+        kind(getattr(args, name) or 0)  # read as numbers even without a VCF; other text ends in upstream's ValueError
 
 
 def check_cpsr(args: argparse.Namespace) -> None:

@@ -119,6 +119,8 @@ def check_metadata(args: argparse.Namespace, command: str, refdata: Path) -> lis
         panels = _table(refdata / "gene" / "tsv" / "gene_virtual_panel" / "gene_virtual_panel.tsv.gz", "id")
         if args.panel_id != "-1" and not any(row["id"] in args.panel_id.split(",") for row in panels):
             raise IndexError("list index out of range")  # upstream takes the first gene of the panel
+        if args.secondary_findings or args.pgx_findings:
+            _table(refdata / "gene" / "tsv" / "gene_cpg" / "gene_cpg.tsv.gz", "cpg_source")
     return rows
 
 
