@@ -179,6 +179,7 @@ class Bucket:
                     Bucket=self._name,
                     Key=key,
                     Body=body,
+                    ChecksumAlgorithm="SHA256",
                     ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
                     Metadata={"sha256": digest.hexdigest()},
                     ContentType="application/gzip",
@@ -337,17 +338,16 @@ def status_of(place: Place, sample: Sample, objects: Mapping[Role, Entry]) -> St
     if result := labelled("result"):
         return Status(sample, "done", result.modified, address=place.address(sample.result_key))
     failed, running = labelled("failed"), objects.get("running")
+    report = place.document(sample.failed_key) if failed else {}
+    reason, host = _text(report.get("reason")), _text(report.get("host"))
+    if failed and report.get("permanent", True):  # nothing runs this input after that; a note left behind says nothing
+        return Status(sample, "failed", failed.modified, place.address(sample.failed_key), reason, host)
     if running and running.modified >= max(source.modified, failed.modified if failed else source.modified):
         note = place.document(sample.running_key)
         return Status(sample, "running", _time(note.get("started")) or running.modified, host=_text(note.get("host")))
-    if failed:
-        report = place.document(sample.failed_key)
-        reason, host = _text(report.get("reason")), _text(report.get("host"))
-        if report.get("permanent", True):
-            return Status(sample, "failed", failed.modified, place.address(sample.failed_key), reason, host)
-        if not source.claimed:
-            return Status(sample, "queued", source.modified, None, f"will be tried again: {reason}", host)
-    return Status(sample, "running" if source.claimed else "queued", source.modified)
+    if source.claimed:
+        return Status(sample, "running", source.modified)
+    return Status(sample, "queued", source.modified, None, f"will be tried again: {reason}" if failed else None, host)
 
 
 def follow(place: Place, sample: Sample, source: Entry) -> Status:
