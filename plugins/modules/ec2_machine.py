@@ -1,0 +1,293 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Have one EC2 machine of a name, on demand or spot."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ec2_machine
+short_description: Have one EC2 machine of a name, on demand or spot
+version_added: 1.0.0
+description:
+  - "Launches an instance unless one with the tag C(umccr.pcgr: <name>) is there already; then that one is returned as it is."
+  - The machine terminates when it powers itself off, so it needs no right to end itself, and its metadata service asks for tokens (IMDSv2).
+  - M(amazon.aws.ec2_instance) has no spot option, and M(amazon.aws.ec2_spot_instance) uses a request that AWS calls legacy.
+author: University of Melbourne Centre for Cancer Research (@umccr)
+attributes:
+  check_mode: {support: full, description: Can run in check mode and tell what would change.}
+  diff_mode: {support: none, description: Shows a difference.}
+options:
+  name: {description: Value of the tag, and the machine's name., type: str, required: true}
+  state:
+    description: V(absent) terminates all instances with the tag.
+    type: str
+    choices: [present, absent]
+    default: present
+  image: {description: Image to launch from., type: str}
+  instance_type: {description: Instance type., type: str}
+  spot: {description: "Launch as a spot instance that is never stopped or hibernated, at most at the on-demand price.", type: bool, default: false}
+  key_name: {description: Key pair., type: str}
+  security_group_ids: {description: Security groups., type: list, elements: str, default: []}
+  subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
+  instance_profile: {description: Name of the instance profile., type: str}
+  volume_gb: {description: Size of the root volume., type: int}
+  wait_seconds: {description: How long to wait for the machine to run and have an address., type: int, default: 300}
+extends_documentation_fragment:
+  - amazon.aws.common.modules
+  - amazon.aws.region.modules
+  - amazon.aws.boto3
+"""
+
+EXAMPLES = r"""
+- name: Launch a spot machine
+  umccr.pcgr.ec2_machine:
+    name: pcgr
+    image: ami-0123456789abcdef0
+    instance_type: m5.xlarge
+    spot: true
+"""
+
+RETURN = r"""
+machine:
+  description: The machine; empty when there is none.
+  type: dict
+  returned: always
+  contains:
+    id: {description: Instance id., type: str, returned: success}
+    address: {description: "Public address, or the private one.", type: str, returned: success}
+    type: {description: Instance type., type: str, returned: success}
+    zone: {description: Availability zone., type: str, returned: success}
+    spot: {description: Whether it is a spot instance., type: bool, returned: success}
+    image: {description: Image it was launched from., type: str, returned: success}
+usd_per_hour: {description: "Price of the machine in US dollars per hour, without disk; null when it cannot be found out.", type: float, returned: always}
+ended: {description: Ids of the instances that were terminated., type: list, elements: str, returned: always}
+"""
+
+import json
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+try:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+except ImportError:
+    pass  # AnsibleAWSModule tells
+
+from ansible_collections.amazon.aws.plugins.module_utils.botocore import boto3_conn, get_aws_connection_info
+from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+
+TAG = "umccr.pcgr"
+# Seconds for which a new instance profile may be unknown to EC2, which takes it over with a delay.
+PROFILE_DELAY = 60
+# Where the price list of all regions is served.
+PRICE_LIST_REGION = "us-east-1"
+
+
+class MachineError(Exception):
+    """The machine cannot be had; the text is one line."""
+
+
+def find(ec2: Any, name: str) -> list[dict[str, Any]]:
+    """Instances with the tag that have not ended and are not about to."""
+    filters = [
+        {"Name": f"tag:{TAG}", "Values": [name]},
+        {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
+    ]
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+    return [machine for page in pages for group in page["Reservations"] for machine in group["Instances"]]
+
+
+def root_device(ec2: Any, image: str) -> str:
+    """Device name of the image's root volume; raises MachineError when the image does not exist."""
+    try:
+        found = ec2.describe_images(ImageIds=[image])["Images"]
+    except ClientError as error:
+        if not error.response["Error"]["Code"].startswith("InvalidAMIID"):
+            raise
+        found = []
+    if not found:
+        raise MachineError(f"image {image} does not exist in this region, or this account may not use it")
+    return str(found[0].get("RootDeviceName") or "/dev/xvda")
+
+
+def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of RunInstances."""
+    tags = [{"Key": TAG, "Value": params["name"]}, {"Key": "Name", "Value": params["name"]}]
+    volume: dict[str, Any] = {"DeleteOnTermination": True, "VolumeType": "gp3", "Encrypted": True}
+    if params["volume_gb"]:
+        volume["VolumeSize"] = params["volume_gb"]
+    arguments: dict[str, Any] = {
+        "ImageId": params["image"],
+        "InstanceType": params["instance_type"],
+        "MinCount": 1,
+        "MaxCount": 1,
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        # One hop: containers cannot reach the machine's credentials.
+        "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
+        "BlockDeviceMappings": [{"DeviceName": root_device(ec2, params["image"]), "Ebs": volume}],
+        "TagSpecifications": [{"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")],
+    }
+    if params["spot"]:
+        options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+        arguments["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
+    if params["key_name"]:
+        arguments["KeyName"] = params["key_name"]
+    if params["security_group_ids"]:
+        arguments["SecurityGroupIds"] = params["security_group_ids"]
+    if params["subnet"]:
+        arguments["SubnetId"] = params["subnet"]
+    if params["instance_profile"]:
+        arguments["IamInstanceProfile"] = {"Name": params["instance_profile"]}
+    return arguments
+
+
+def launch(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Launch the machine; waits for a fresh instance profile to become known."""
+    arguments = request(ec2, params)
+    end = time.monotonic() + PROFILE_DELAY
+    while True:
+        try:
+            return dict(ec2.run_instances(**arguments)["Instances"][0])
+        except ClientError as error:
+            if "iamInstanceProfile" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(3)
+
+
+def wait(ec2: Any, name: str, instance: str, seconds: int) -> dict[str, Any]:
+    """Wait until the machine runs and has an address; raises MachineError when it ends instead or time is up."""
+    end = time.monotonic() + seconds
+    while True:
+        found = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+        state = found["State"]["Name"]
+        if state == "running" and address(found):
+            return dict(found)
+        if state in ("shutting-down", "terminated"):
+            reason = found.get("StateReason", {}).get("Message") or found.get("StateTransitionReason") or "no reason given"
+            raise MachineError(f"machine {name} ({instance}) ended while it was starting: {reason}")
+        if time.monotonic() > end:
+            raise MachineError(f"machine {name} ({instance}) is still {state} after {seconds} seconds")
+        time.sleep(1)
+
+
+def address(machine: dict[str, Any]) -> str:
+    """Public address, or the private one where there is no public one."""
+    return str(machine.get("PublicIpAddress") or machine.get("PrivateIpAddress") or "")
+
+
+def describe(machine: dict[str, Any]) -> dict[str, Any]:
+    """The machine as the module returns it."""
+    return {
+        "id": machine["InstanceId"],
+        "address": address(machine),
+        "type": machine["InstanceType"],
+        "zone": machine["Placement"]["AvailabilityZone"],
+        "spot": machine.get("InstanceLifecycle") == "spot",
+        "image": machine["ImageId"],
+    }
+
+
+def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float | None:
+    """US dollars per hour: the spot price now, or the price list's; None when AWS does not tell (a right is missing, a look-alike)."""
+    try:
+        if machine["spot"]:
+            history = ec2.describe_spot_price_history(
+                InstanceTypes=[machine["type"]],
+                AvailabilityZone=machine["zone"],
+                ProductDescriptions=["Linux/UNIX"],
+                StartTime=datetime.now(timezone.utc),
+            )["SpotPriceHistory"]
+            return float(history[0]["SpotPrice"]) if history else None
+        connection = get_aws_connection_info(module, boto3=True)[2] | {"region": PRICE_LIST_REGION}
+        quick = Config(connect_timeout=3, read_timeout=5, retries={"max_attempts": 1})
+        connection["config"] = quick
+        pricing = boto3_conn(module, conn_type="client", resource="pricing", **connection)
+        wanted = {
+            "instanceType": machine["type"],
+            "regionCode": module.region,
+            "operatingSystem": "Linux",
+            "preInstalledSw": "NA",
+            "tenancy": "Shared",
+            "capacitystatus": "Used",
+        }
+        filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+        products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=1)["PriceList"]
+        term = next(iter(json.loads(products[0])["terms"]["OnDemand"].values()))
+        return float(next(iter(term["priceDimensions"].values()))["pricePerUnit"]["USD"])
+    except Exception:  # noqa: BLE001  (a price is a courtesy: whatever is missing, the machine is there)
+        return None
+
+
+def present(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
+    """Find or launch the machine; what the module returns."""
+    params = module.params
+    found = find(ec2, params["name"])
+    if len(found) > 1:
+        raise MachineError(f"{len(found)} machines are tagged {TAG}: {params['name']} ({', '.join(m['InstanceId'] for m in found)}); one is expected")
+    stopped = [machine["InstanceId"] for machine in found if machine["State"]["Name"] in ("stopping", "stopped")]
+    changed = not found or bool(stopped)
+    if module.check_mode and changed:
+        return {"changed": True, "machine": {}, "usd_per_hour": None, "ended": []}
+    if stopped:
+        if found[0]["State"]["Name"] == "stopping":
+            ec2.get_waiter("instance_stopped").wait(InstanceIds=stopped)
+        ec2.start_instances(InstanceIds=stopped)
+    instance = found[0]["InstanceId"] if found else launch(ec2, params)["InstanceId"]
+    machine = describe(wait(ec2, params["name"], instance, params["wait_seconds"]))
+    return {"changed": changed, "machine": machine, "usd_per_hour": price(module, ec2, machine), "ended": []}
+
+
+def absent(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
+    """Terminate every machine with the tag and wait until they have ended; what the module returns."""
+    ended = [machine["InstanceId"] for machine in find(ec2, module.params["name"])]
+    if ended and not module.check_mode:
+        ec2.terminate_instances(InstanceIds=ended)
+        wait_ended(ec2, ended, module.params["wait_seconds"])
+    return {"changed": bool(ended), "machine": {}, "usd_per_hour": None, "ended": ended}
+
+
+def wait_ended(ec2: Any, instances: list[str], seconds: int) -> None:
+    """Wait until the instances have ended; raises MachineError when time is up."""
+    end = time.monotonic() + seconds
+    while True:
+        groups = ec2.describe_instances(InstanceIds=instances)["Reservations"]
+        left = [m["InstanceId"] for group in groups for m in group["Instances"] if m["State"]["Name"] != "terminated"]
+        if not left:
+            return
+        if time.monotonic() > end:
+            raise MachineError(f"not ended after {seconds} seconds: {', '.join(left)}")
+        time.sleep(1)
+
+
+def main() -> None:
+    """Entry point of the module."""
+    module = AnsibleAWSModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "image": {"type": "str"},
+            "instance_type": {"type": "str"},
+            "spot": {"type": "bool", "default": False},
+            "key_name": {"type": "str", "no_log": False},
+            "security_group_ids": {"type": "list", "elements": "str", "default": []},
+            "subnet": {"type": "str"},
+            "instance_profile": {"type": "str"},
+            "volume_gb": {"type": "int"},
+            "wait_seconds": {"type": "int", "default": 300},
+        },
+        required_if=[("state", "present", ["image", "instance_type"])],
+        supports_check_mode=True,
+    )
+    ec2 = module.client("ec2")
+    try:
+        answer = present(module, ec2) if module.params["state"] == "present" else absent(module, ec2)
+    except MachineError as error:
+        module.fail_json(msg=str(error))
+    except (BotoCoreError, ClientError) as error:
+        module.fail_json_aws(error, msg=f"machine {module.params['name']}")
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()
