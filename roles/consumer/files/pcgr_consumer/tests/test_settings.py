@@ -1,0 +1,108 @@
+"""consumer.toml and its two companions: what is taken, and that everything else is refused with one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pcgr_consumer.config import SettingsError, read_image, read_release, read_settings
+
+GOOD = """
+release_file = "/etc/pcgr/release.json"
+runtime_file = "/etc/pcgr/runtime.json"
+refdata_dir = "/mnt/pcgr/bundles/20260620"
+vep_dir = "/mnt/pcgr/vep/115"
+work_dir = "/mnt/pcgr/work"
+log_dir = "/mnt/pcgr/log"
+state_dir = "/var/lib/pcgr"
+assemblies = ["grch38"]
+idle_seconds = 600
+timeout_seconds = 14400
+drained_file = "/run/pcgr-consumer/drained"
+[queue]
+kind = "sqs"
+name = "pcgr"
+region = "ap-southeast-2"
+endpoint_url = "http://169.254.0.2:5000"
+[limits]
+memory = "6g"
+cpus = 2
+pids = 512
+members = 16
+unpacked_bytes = 8589934592
+ratio = 200
+"""
+
+
+def test_the_file_of_the_contract_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "consumer.toml"
+    path.write_text(GOOD)
+    settings = read_settings(path)
+    assert settings.assemblies == ("grch38",)
+    assert settings.queue.name == "pcgr"
+    assert settings.limits.unpacked_bytes == 8589934592
+    path.write_text(GOOD.replace('kind = "sqs"', 'kind = "spool"\nspool_dir = "/var/spool/pcgr"'))
+    assert settings.queue.spool_dir is None
+    assert read_settings(path).queue.spool_dir == Path("/var/spool/pcgr")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("idle_seconds = 600", "idle_second = 600", "idle_second: unknown key, ... did you mean idle_seconds?"),
+        ("[limits]", "[limit]", "limit: unknown key"),
+        ("pids = 512", "pid = 512", "limits.pid: unknown key, ... did you mean pids?"),
+        ("pids = 512", "pids = 0", "limits.pids: found 0, allowed: a whole number from 1"),
+        ("pids = 512", "pids = true", "limits.pids: found True, allowed: a whole number from 1"),
+        ("cpus = 2", 'cpus = "2"', "limits.cpus: found '2', allowed: a number above 0"),
+        ('memory = "6g"', 'memory = "6 GB"', "limits.memory: found '6 GB', allowed: docker's form"),
+        ('kind = "sqs"', 'kind = "kafka"', "queue.kind: found 'kafka', allowed: sqs, spool"),
+        ('kind = "sqs"', "", "queue.kind: missing"),
+        ('name = "pcgr"', "", "queue.name: missing"),
+        ('kind = "sqs"', 'kind = "spool"', "queue.spool_dir: missing"),
+        ('"http://169.254.0.2:5000"', '"169.254.0.2"', "queue.endpoint_url: found '169.254.0.2', allowed: an http"),
+        ('["grch38"]', "[]", "assemblies: found [], allowed: a list of at least one of grch37, grch38"),
+        ('["grch38"]', '["hg38"]', "assemblies: found ['hg38'], allowed"),
+        ('work_dir = "/mnt/pcgr/work"', "", "work_dir: missing, it is required"),
+        ('"/mnt/pcgr/work"', '"work"', "work_dir: found 'work', allowed: an absolute path"),
+        ('"/mnt/pcgr/work"', '"/mnt/a:b"', "work_dir: found '/mnt/a:b', allowed: an absolute path"),
+        ("timeout_seconds = 14400", "timeout_seconds = 50000", "timeout_seconds: found 50000, allowed: up to 39600"),
+        ("[queue]", "[queue", "not valid TOML: "),
+        ("[queue]", "[queues]", "queue.file|queue.: found None, allowed: a table"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "consumer.toml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(SettingsError) as refusal:
+        read_settings(path)
+    text = str(refusal.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    for part in said.split(" ... "):
+        assert any(option in text for option in part.split("|")), text
+
+
+def test_a_missing_file_is_refused_with_one_line(tmp_path: Path) -> None:
+    for read in (read_settings, read_image, read_release):
+        with pytest.raises(SettingsError, match="nothing: cannot be read: No such file"):
+            read(tmp_path / "nothing")
+
+
+def test_companions(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    good = {"kind": "docker", "image": "sha256:" + "a" * 64, "reference": "r", "digest": None}
+    path.write_text(json.dumps(good))
+    assert read_image(path).image == "sha256:" + "a" * 64
+    for change, said in (({"kind": "lxc"}, "kind: found 'lxc'"), ({"image": "--privileged"}, "image: found '--privileged'")):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(SettingsError, match=said):
+            read_image(path)
+    path.write_text(json.dumps({"release": "2.3.2", "bundle": {}}))
+    with pytest.raises(SettingsError, match="bundle.date: missing"):
+        read_release(path)
+    path.write_text("{")
+    with pytest.raises(SettingsError, match="not valid JSON"):
+        read_release(path)
