@@ -102,8 +102,22 @@ def vcf(
     *rows: str, assembly: str | None = "grch38", version: str = "4.2", samples: tuple[str, ...] = ("T",), head: str = ""
 ) -> bytes:
     """A small VCF; `rows` are "chromosome position", contig lines are of `assembly`."""
-    contigs = "".join(f"##contig=<ID=chr{name},length={size}>\n" for name, size in LENGTHS[assembly or ""].items()) if assembly else ""
-    columns = ["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", *(["FORMAT", *samples] if samples else [])]
+    contigs = (
+        "".join(f"##contig=<ID=chr{name},length={size}>\n" for name, size in LENGTHS[assembly or ""].items())
+        if assembly
+        else ""
+    )
+    columns = [
+        "#CHROM",
+        "POS",
+        "ID",
+        "REF",
+        "ALT",
+        "QUAL",
+        "FILTER",
+        "INFO",
+        *(["FORMAT", *samples] if samples else []),
+    ]
     text = f"##fileformat=VCFv{version}\n{head}{contigs}" + "\t".join(columns) + "\n"
     for row in rows or ("1 1968826", "chr2 15234634"):
         chromosome, position = row.split()
@@ -117,7 +131,9 @@ TBI = bgzf(b"TBI\1" + bytes(40))
 
 def files(text: bytes | None = None, **more: bytes) -> dict[str, bytes]:
     """The files of a good sample; keyword names have "__" for "."."""
-    return {"s.vcf.gz": bgzf(text or vcf()), "s.vcf.gz.tbi": TBI} | {name.replace("__", "."): data for name, data in more.items()}
+    return {"s.vcf.gz": bgzf(text or vcf()), "s.vcf.gz.tbi": TBI} | {
+        name.replace("__", "."): data for name, data in more.items()
+    }
 
 
 def tarball(content: dict[str, bytes] | None = None, *members: tarfile.TarInfo, level: int = 6) -> bytes:
@@ -225,7 +241,10 @@ class World:
 
     def clean(self) -> bool:
         """No work folder left, and no progress note."""
-        return not list(self.settings.work_dir.iterdir()) and self.read(KEY.removesuffix(".tar.gz") + "-running.json") is None
+        return (
+            not list(self.settings.work_dir.iterdir())
+            and self.read(KEY.removesuffix(".tar.gz") + "-running.json") is None
+        )
 
 
 class SpoolWorld(World):
@@ -258,7 +277,9 @@ class SpoolWorld(World):
 
 
 class SqsWorld(World):
-    def __init__(self, folder: Path, endpoint: str, *, visibility: int = 10, receives: int = 5, versioned: bool = False) -> None:
+    def __init__(
+        self, folder: Path, endpoint: str, *, visibility: int = 10, receives: int = 5, versioned: bool = False
+    ) -> None:
         super().__init__(folder)
         name = f"q{uuid.uuid4().hex[:12]}"
         self.s3: Any = boto3.client("s3", region_name=REGION, endpoint_url=endpoint)

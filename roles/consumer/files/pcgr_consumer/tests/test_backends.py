@@ -102,7 +102,9 @@ def test_inputs_move_along_with_their_results(spool: Any, make: Any) -> None:
     spool.put(make.tarball())
     spool.put(b"poison", "bad-000001-somatic.tar.gz")
     spool.settle()
-    found = sorted(str(path.relative_to(spool.root)) for path in spool.root.rglob("*.*") if path.is_file() and path.name != ".lock")
+    found = sorted(
+        str(path.relative_to(spool.root)) for path in spool.root.rglob("*.*") if path.is_file() and path.name != ".lock"
+    )
     assert found == [
         "done/in/demo-000001-somatic-output.tar.gz",
         "done/in/demo-000001-somatic.tar.gz",
@@ -164,7 +166,9 @@ def test_the_visibility_is_the_queues_own_unless_set(cloud: Any, make: Any) -> N
     assert sqs.SqsQueue(replace(cloud.queue_settings, visibility_seconds=77)).visibility == 77
 
 
-def test_a_message_is_never_hidden_for_more_than_twelve_hours(cloud: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_never_hidden_for_more_than_twelve_hours(
+    cloud: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cloud.put(make.tarball())
     queue = cloud.queue()
     claim = queue.claim(0)

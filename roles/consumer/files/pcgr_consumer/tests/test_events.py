@@ -56,7 +56,10 @@ def test_a_notification_wrapped_by_sns_is_unwrapped() -> None:
         ('{"Records": [7]}', "Records[0]: found '7'"),
         ('{"Records": [{}]}', "Records[0].eventName: found None"),
         ('{"Records": [{"eventName": "ObjectCreated:Put"}]}', "Records[0].s3.bucket: found 'None'"),
-        ('{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {}}}]}', "object.key"),
+        (
+            '{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {}}}]}',
+            "object.key",
+        ),
         ('{"detail-type": "Object Created", "detail": []}', "detail.bucket: found 'None'"),
     ],
 )
@@ -69,12 +72,16 @@ def test_garbage_is_refused_with_one_line(body: str, said: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["Records", "s3", "object", "bucket", "key", "name", "eventName", "detail", "detail-type", "Event"])
-        | st.text(max_size=3),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["Records", "s3", "object", "bucket", "key", "name", "eventName", "detail", "detail-type", "Event"]
+            )
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )

@@ -70,9 +70,7 @@ def test_success_is_looked_at(world: Any, make: Any, mode: str, said: str) -> No
     assert world.settle() == ["failed"]
     report = world.report()
     assert said in report["reason"]
-    assert list(report) == [
-        *("sample", "input", "reason", "stage", "attempt", "host", "time", "permanent", "log_tail")
-    ]
+    assert list(report) == [*("sample", "input", "reason", "stage", "attempt", "host", "time", "permanent", "log_tail")]
     assert (report["stage"], report["permanent"], report["log_tail"][0]) == ("run", True, "pcgr starts")
     assert world.result() is None
     assert world.clean()

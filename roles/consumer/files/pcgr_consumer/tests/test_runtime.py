@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 import time
@@ -264,5 +263,5 @@ def test_a_notice_hands_the_running_sample_back(metadata: Metadata, spool: Any, 
     assert worker.run() == "stopped"
     assert time.monotonic() - started < 5
     watching.close()
-    assert os.listdir(spool.settings.work_dir) == []
+    assert list(spool.settings.work_dir.iterdir()) == []
     assert spool.queue().claim(0).receives == 2

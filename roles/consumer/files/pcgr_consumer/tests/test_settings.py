@@ -96,12 +96,15 @@ def test_companions(tmp_path: Path) -> None:
     good = {"kind": "docker", "image": "sha256:" + "a" * 64, "reference": "r", "digest": None}
     path.write_text(json.dumps(good))
     assert read_image(path).image == "sha256:" + "a" * 64
-    for change, said in (({"kind": "lxc"}, "kind: found 'lxc'"), ({"image": "--privileged"}, "image: found '--privileged'")):
+    for change, said in (
+        ({"kind": "lxc"}, "kind: found 'lxc'"),
+        ({"image": "--privileged"}, "image: found '--privileged'"),
+    ):
         path.write_text(json.dumps(good | change))
         with pytest.raises(SettingsError, match=said):
             read_image(path)
     path.write_text(json.dumps({"release": "2.3.2", "bundle": {}}))
-    with pytest.raises(SettingsError, match="bundle.date: missing"):
+    with pytest.raises(SettingsError, match=r"bundle\.date: missing"):
         read_release(path)
     path.write_text("{")
     with pytest.raises(SettingsError, match="not valid JSON"):
