@@ -136,6 +136,7 @@ def region_variables(environment: Mapping[str, str], key: Path) -> dict[str, Any
         "aws_image": environment["LOCALCLOUD_AMI"],
         "aws_ssh_port": int(environment["LOCALCLOUD_SSH_PORT"]),
         "aws_guest_endpoint_url": environment["LOCALCLOUD_GUEST_ENDPOINT_URL"],
+        "aws_ssh_cidr": "127.0.0.0/8",
         "aws_public_key_file": f"{key}.pub",
         "aws_private_key_file": str(key),
         "pcgr_mirror_url": environment["LOCALCLOUD_MIRROR_URL"],

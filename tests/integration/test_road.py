@@ -1,0 +1,244 @@
+"""The whole road on one real machine: check mode, provisioning, what it leaves on the system, good and bad samples, the end.
+
+The tests share one region and run in the order they stand in: each is a station of the road.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import road
+import testinfra
+from conftest import Region
+
+pytestmark = pytest.mark.slow
+
+NAME = "pcgr-test"
+CONSUMER_TESTS = road.ROOT / "roles/consumer/files/pcgr_consumer/tests"
+# The consumer's own tests hold the whole corpus; on the machine one of each kind shows that the way out works.
+BAD = [
+    "empty object", "truncated gzip", "no VCF", "two VCFs", "other assembly by contigs", "bad TOML", "unknown TOML key",
+    "member with ../", "symlink", "device file",
+]  # fmt: skip
+EXTRA = "bomb of ten gigabytes"
+
+
+def play(region: Region, name: str, *options: str, **variables: Any) -> dict[str, int]:
+    """Run a playbook; the sums of its recap over all hosts."""
+    before = region.log.stat().st_size if region.log.exists() else 0
+    settings = region.variables | {"aws_name": NAME, "aws_bucket": NAME, "consumer_idle_seconds": 0} | variables
+    for task in road.playbook(name, settings, region.environment, region.log, *options):
+        print(task)
+    recap = region.log.read_text()[before:].rpartition("PLAY RECAP")[2]
+    sums: dict[str, int] = {}
+    for word, count in re.findall(r"(\w+)=(\d+)", recap):
+        sums[word] = sums.get(word, 0) + int(count)
+    return sums
+
+
+def eventually(look: Callable[[], Any], seconds: float) -> Any:
+    """What `look` gives as soon as it is true; its last answer after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < end:
+        time.sleep(1)
+    return found
+
+
+def instances(region: Region) -> list[dict[str, Any]]:
+    answer = region.client("ec2").describe_instances(Filters=[{"Name": "tag:umccr.pcgr", "Values": [NAME]}])
+    return [instance for reservation in answer["Reservations"] for instance in reservation["Instances"]]
+
+
+def get(region: Region, key: str) -> bytes | None:
+    s3 = region.client("s3")
+    try:
+        return bytes(s3.get_object(Bucket=NAME, Key=key)["Body"].read())
+    except s3.exceptions.NoSuchKey:
+        return None
+
+
+def consumer_test_module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"consumer_{name}", CONSUMER_TESTS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def host(region: Region) -> Any:
+    """The machine seen from outside, as root."""
+    (machine,) = [one for one in instances(region) if one["State"]["Name"] == "running"]
+    return testinfra.get_host(
+        f"ssh://admin@{machine['PublicIpAddress']}:{region.variables['aws_ssh_port']}?sudo=True",
+        ssh_identity_file=str(region.key),
+        ssh_extra_args="-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+    )
+
+
+def test_check_mode_passes_on_a_machine_that_only_booted(region: Region) -> None:
+    ec2 = region.client("ec2")
+    ec2.import_key_pair(KeyName="plain", PublicKeyMaterial=Path(f"{region.key}.pub").read_bytes())
+    (launched,) = ec2.run_instances(
+        ImageId=region.environment["LOCALCLOUD_AMI"], InstanceType="t3.medium", KeyName="plain", MinCount=1, MaxCount=1
+    )["Instances"]
+    ids = [launched["InstanceId"]]
+    ec2.get_waiter("instance_running").wait(InstanceIds=ids)
+    address = ec2.describe_instances(InstanceIds=ids)["Reservations"][0]["Instances"][0]["PublicIpAddress"]
+    inventory = region.folder / "inventory.yml"
+    connection = {
+        "ansible_host": address,
+        "ansible_port": region.variables["aws_ssh_port"],
+        "ansible_user": "admin",
+        "ansible_ssh_private_key_file": str(region.key),
+        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectionAttempts=60",
+    }
+    inventory.write_text(json.dumps({"pcgr": {"hosts": {"plain": connection}}}))
+    recap = play(region, "site.yml", "--check", "-i", str(inventory), consumer_queue_name="pcgr")
+    assert recap["failed"] == recap["unreachable"] == 0
+    assert recap["changed"] > 3  # it predicts, it does not only skip
+    ec2.terminate_instances(InstanceIds=ids)
+    ec2.get_waiter("instance_terminated").wait(InstanceIds=ids)
+
+
+def test_aws_makes_a_machine_that_reports(region: Region) -> None:
+    recap = play(region, "aws.yml")
+    assert recap["failed"] == recap["unreachable"] == 0
+    said = region.log.read_text()
+    assert "aws_teardown.yml" in said  # how to end it
+    (machine,) = [one for one in instances(region) if one["State"]["Name"] == "running"]
+    assert machine["PublicIpAddress"] in said
+
+
+def test_a_second_run_changes_nothing(region: Region) -> None:
+    recap = play(region, "aws.yml")
+    assert (recap["changed"], recap["failed"]) == (0, 0)
+
+
+def test_units(host: Any) -> None:
+    consumer = host.service("pcgr-consumer")
+    assert consumer.is_enabled
+    assert consumer.is_running
+    assert host.service("docker").is_running
+    assert host.service("pcgr-drained.path").is_running
+    show = host.check_output("systemctl show pcgr-consumer -p User,NoNewPrivileges,ProtectSystem,Restart")
+    assert dict(line.split("=") for line in show.splitlines()) == {
+        "User": "pcgr", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "Restart": "on-failure",
+    }  # fmt: skip
+    assert host.check_output("systemctl --failed --no-legend --plain") == ""
+
+
+def test_files(host: Any) -> None:
+    user = host.user("pcgr")
+    assert user.shell == "/usr/sbin/nologin"
+    work = host.file("/mnt/pcgr/work")
+    assert (work.user, oct(work.mode)) == ("pcgr", "0o700")
+    bundle = host.file("/mnt/pcgr/bundles/20260620/data/grch38/.PCGR_BUNDLE_VERSION")
+    assert "20260620" in bundle.content_string
+    assert not bundle.mode & 0o022
+    assert host.file("/mnt/pcgr/vep/115/homo_sapiens/115_GRCh38").is_directory
+    runtime = json.loads(host.file("/etc/pcgr/runtime.json").content_string)
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", runtime["image"])
+    assert host.run(f"docker image inspect {runtime['image']}").rc == 0
+    assert not host.file("/var/lib/pcgr/processed-samples").exists  # no sample has run yet
+
+
+def test_the_tool_runs(host: Any) -> None:
+    image = json.loads(host.file("/etc/pcgr/runtime.json").content_string)["image"]
+    assert host.check_output(f"docker run --rm --network none --read-only {image} pcgr --version") == "pcgr 2.3.2"
+
+
+def test_only_ssh_listens_to_the_outside(host: Any) -> None:
+    outside = {
+        socket
+        for socket in host.check_output("ss -Hltn | awk '{print $4}'").splitlines()
+        if not socket.startswith(("127.", "[::1]"))
+    }
+    assert {socket.rpartition(":")[2] for socket in outside} == {"22"}
+
+
+def test_bad_samples_fail_in_one_line_and_good_ones_after_them_are_reported(region: Region) -> None:
+    corpus, make = consumer_test_module("test_bad_input").CORPUS, consumer_test_module("conftest").Make
+    s3 = region.client("s3")
+    expected = {}
+    for number, case in enumerate(BAD, 101):
+        build, said = corpus[case]
+        expected[f"bad-{number:06}-somatic"] = said.split(" ... ")[-1].split(": ")[-1]
+        s3.put_object(Bucket=NAME, Key=f"bad-{number:06}-somatic.tar.gz", Body=build(make))
+    gigabytes = b"".join([gzip_zeros(64)] * 160)
+    s3.put_object(Bucket=NAME, Key="bad-000201-somatic.tar.gz", Body=gigabytes)
+    expected["bad-000201-somatic"] = ""
+    s3.put_object(Bucket=NAME, Key="demo-1-somatic.tar.gz", Body=b"x")
+    expected["demo-1-somatic"] = "6 digits"
+    for example in ("demo-000001-somatic", "demo-000002-normal"):
+        s3.upload_file(str(road.ROOT / f"examples/{example}.tar.gz"), NAME, f"{example}.tar.gz")
+    for name, said in expected.items():
+        raw = eventually(lambda name=name: get(region, f"{name}-failed.json"), 180)
+        assert raw, f"no failure report for {name}"
+        report = json.loads(raw)
+        assert "\n" not in report["reason"]
+        assert said in report["reason"], name
+        assert report["permanent"] is True
+    for example, tool in (("demo-000001-somatic", "pcgr"), ("demo-000002-normal", "cpsr")):
+        raw = eventually(lambda example=example: get(region, f"{example}-output.tar.gz"), 240)
+        assert raw, f"no result for {example}"
+        with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+            names = archive.getnames()
+            assert f"{example}/{example}.{tool}.grch38.html" in names
+            member = archive.extractfile(f"{example}/provenance.json")
+            assert member
+            provenance = json.load(member)
+        assert provenance["command"][0] == tool
+        assert provenance["release"] == "rehearsal"
+        assert provenance["input"]["key"] == f"{example}.tar.gz"
+
+
+def gzip_zeros(megabytes: int) -> bytes:
+    import gzip
+
+    return gzip.compress(bytes(megabytes << 20), 9)
+
+
+def test_nothing_of_the_samples_is_left_on_the_machine_but_the_mark(host: Any, region: Region) -> None:
+    assert host.file("/var/lib/pcgr/processed-samples").exists
+    assert host.check_output("ls -A /mnt/pcgr/work") == ""
+    assert host.check_output("docker ps -aq") == ""
+    sqs = region.client("sqs")
+    for url in sqs.list_queues()["QueueUrls"]:
+        counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        assert counts["ApproximateNumberOfMessages"] == counts["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
+def test_the_machine_ends_itself_when_nothing_is_left(host: Any, region: Region) -> None:
+    host.check_output("sed -i 's/^idle_seconds = .*/idle_seconds = 5/' /etc/pcgr/consumer.toml")
+    host.check_output("systemctl restart pcgr-consumer")
+    (machine,) = [one for one in instances(region) if one["State"]["Name"] == "running"]
+
+    def state() -> bool:
+        ec2 = region.client("ec2").describe_instances(InstanceIds=[machine["InstanceId"]])
+        return bool(ec2["Reservations"][0]["Instances"][0]["State"]["Name"] == "terminated")
+
+    assert eventually(state, 180)
+
+
+def test_teardown_leaves_the_data_and_nothing_else(region: Region) -> None:
+    recap = play(region, "aws_teardown.yml")
+    assert recap["failed"] == 0
+    assert get(region, "demo-000001-somatic-output.tar.gz")
+    assert not region.client("sqs").list_queues().get("QueueUrls")
+    assert [pair["KeyName"] for pair in region.client("ec2").describe_key_pairs()["KeyPairs"]] == ["plain"]
+    groups = {group["GroupName"] for group in region.client("ec2").describe_security_groups()["SecurityGroups"]}
+    assert groups == {"default"}
+    assert play(region, "aws_teardown.yml")["changed"] == 0
