@@ -248,6 +248,16 @@ def test_a_name_off_the_convention_is_refused(world: Any, make: Any, key: str) -
     assert world.runtime.jobs == []
 
 
+def test_a_name_cannot_write_into_logs(spool: Any, make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    key = "in/a\nERROR all is lost\x1b[2J-000001-somatic.tar.gz"
+    spool.put(make.tarball(), key)
+    assert spool.settle() == ["failed"]
+    report = spool.report(key)
+    assert (report["sample"] + report["reason"]).isprintable()
+    assert caplog.messages
+    assert all(message.isprintable() for message in caplog.messages)
+
+
 def test_a_bomb_of_ten_gigabytes_stops_early(spool: Any, make: Any) -> None:
     """gzip members may follow one another: one packed block of zeros, repeated, is 10 GB in 10 MB made in no time."""
     block = gzip.compress(bytes(64 << 20), 9)

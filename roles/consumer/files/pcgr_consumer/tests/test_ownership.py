@@ -152,6 +152,24 @@ def test_a_stop_kills_the_tool_and_hands_the_message_back_at_once(world: Any, ma
     assert claim.receives == 2
 
 
+def test_no_heartbeat_hides_a_message_again_that_was_given_back(
+    spool: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.runtime.modes = ["killed"]
+    spool.put(make.tarball())
+    queue = type(spool.queue())
+    real = queue.release
+
+    def slow(self: Any, claim: Any, delay: float) -> None:
+        real(self, claim, 0)
+        time.sleep(0.5)
+
+    monkeypatch.setattr("pcgr_consumer.lease.BEATS", 200)  # one every 50 ms
+    monkeypatch.setattr(queue, "release", slow)
+    assert spool.worker().once() == "later"
+    assert spool.queue().claim(0)
+
+
 def test_a_stop_before_any_work_claims_nothing(world: Any, make: Any) -> None:
     world.put(make.tarball())
     worker = world.worker()

@@ -32,6 +32,7 @@ CLOSING = {"pcgr": "Finished PCGR!", "cpsr": "Finished CPSR!"}  # last log line 
 EXPECTED = (".conf.yaml", ".xlsx", ".html")  # the least that a whole run leaves
 SIGNALLED = 128  # exit codes above it: ended by the signal `code - 128`
 DISK_FULL = 64 << 20  # bytes; with less left on the work disk a failure of the tool proves nothing
+SHOWN = 80  # characters of a name off the convention that appear in logs and reports
 LOGS_KEPT = 50  # logs of failed runs kept in log_dir
 
 
@@ -93,7 +94,8 @@ class Attempt:
         self.started = clock.utc()
         self.sha256: str | None = None
         self.version = InputVersion(ref.bucket, ref.key, ref.version_id, ref.etag, ref.size or 0, None)
-        self.name = ref.key.rpartition("/")[2].removesuffix(naming.SUFFIX)
+        # for logs and reports; a key off the convention may hold anything
+        self.name = ascii(ref.key.rpartition("/")[2].removesuffix(naming.SUFFIX))[1:-1][:SHOWN]
         self.failed_key = ref.key.removesuffix(naming.SUFFIX) + naming.ENDINGS["failed"]
 
     def run(self, *, give_up: str | None = None) -> End:
@@ -106,7 +108,7 @@ class Attempt:
             self._halt()
             return self._fail(error, permanent=True)
         except Transient as error:
-            if self.last:
+            if self.last and not self.watch.reason():
                 self._report_last(error)
             raise
         except OSError as error:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,15 @@ def alone(state_dir: Path) -> Iterator[None]:
         yield
 
 
+def _stop_on_signals(worker: Worker) -> None:
+    def stop(number: int, _: object) -> None:
+        # in a thread of its own: the handler runs in the main thread, which may hold the very lock that stop() needs
+        threading.Thread(target=worker.stop, args=[signal.Signals(number).name], daemon=True).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 ended as told, drained, or (with --check) all well; 1 cannot run; 75 (--once) the message comes again."""
     parser = argparse.ArgumentParser(
@@ -100,8 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     with alone(settings.state_dir):
         worker = Worker(context, queue)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: worker.stop(signal.Signals(received).name))
+        _stop_on_signals(worker)
         worker.start()
         if options.once:
             handled = worker.once()

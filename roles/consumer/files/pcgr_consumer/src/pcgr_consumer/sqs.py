@@ -111,7 +111,10 @@ class SqsQueue:
             )
         received = max(asked, clock.now() - ANSWER_MAX)
         for message in answer.get("Messages", []):
-            handle, receives = message["ReceiptHandle"], int(message["Attributes"]["ApproximateReceiveCount"])
+            handle, receives = (
+                message["ReceiptHandle"],
+                int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
+            )
             try:
                 return Claim(handle, events.parse(message["Body"]), receives, received)
             except events.EventRefused as error:

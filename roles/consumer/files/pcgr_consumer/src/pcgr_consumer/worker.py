@@ -42,7 +42,7 @@ class Worker:
         self._lease: Lease | None = None
 
     def stop(self, reason: str) -> None:
-        """Take no more work, kill the running tool and give its message back. Safe in signal handlers and threads."""
+        """Take no more work, kill the running tool and give its message back. For other threads than that of :meth:`run`."""
         self._reason = self._reason or reason
         self._stop.set()
         if lease := self._lease:
@@ -108,23 +108,24 @@ class Worker:
         return "drained"
 
     def _handle(self, claim: Claim) -> Handled:
-        with Lease(self._queue, claim) as lease:
-            self._lease = lease
-            if self._stop.is_set():  # the signal came between the claim and the line above
-                lease.stop(self._reason)
-            try:
+        lease = Lease(self._queue, claim)
+        self._lease = lease
+        if self._stop.is_set():  # told to stop between the claim and the line above
+            lease.stop(self._reason)
+        try:
+            with lease:  # no heartbeat may come after the message is given back: it would hide it again
                 outcome = self._work(claim, lease)
-            except Stopped as error:
-                return self._give_back(claim, lease, str(error))
-            except Exception as error:
-                if isinstance(error, Transient):
-                    log.error("receive=%s will be tried again (%s): %s", claim.receives, error.stage, error)
-                else:
-                    log.exception("receive=%s will be tried again: a fault of the consumer itself", claim.receives)
-                return self._later(claim, lease)
-            finally:
-                self._lease = None
-            return self._finish(claim, outcome)
+        except Stopped as error:
+            return self._give_back(claim, lease, str(error))
+        except Exception as error:
+            if isinstance(error, Transient):
+                log.error("receive=%s will be tried again (%s): %s", claim.receives, error.stage, error)
+            else:
+                log.exception("receive=%s will be tried again: a fault of the consumer itself", claim.receives)
+            return self._later(claim, lease)
+        finally:
+            self._lease = None
+        return self._finish(claim, outcome)
 
     def _work(self, claim: Claim, lease: Lease) -> Outcome:
         """All inputs of a message; those that are published already cost nothing when it comes again."""
