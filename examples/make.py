@@ -20,21 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "roles/consumer/files/pcgr_consumer/src"))
 try:
     import pysam
+    from pcgr_consumer.genome import LENGTHS
 except ImportError as error:
     sys.exit(f"make.py: {error}; run make, then . .venv/bin/activate")
 
 SOMATIC = "demo-000001-somatic"
 NORMAL = "demo-000002-normal"
 
-# Lengths of GRCh38's chromosomes in bases (Genome Reference Consortium, assembly GCA_000001405.15).
-CHROMOSOMES = {
-    "1": 248956422, "2": 242193529, "3": 198295559, "4": 190214555, "5": 181538259, "6": 170805979,
-    "7": 159345973, "8": 145138636, "9": 138394717, "10": 133797422, "11": 135086622, "12": 133275309,
-    "13": 114364328, "14": 107043718, "15": 101991189, "16": 90338345, "17": 83257441, "18": 80373285,
-    "19": 58617616, "20": 64444167, "21": 46709983, "22": 50818468, "X": 156040895, "Y": 57227415,
-}  # fmt: skip
+CHROMOSOMES = LENGTHS["grch38"]
 
 # Made-up segments: (chromosome, start, end, major copies, minor copies); the rest of the genome is 1 + 1. Each holds the
 # gene named; the genes' places are Ensembl's (GRCh38).

@@ -213,6 +213,8 @@ def test_refusals_name_the_users_file_not_a_copy(cloud: Cloud, tmp_path: Path) -
     broken = tmp_path / "patient.vcf.gz"
     broken.write_bytes(gzip.compress(VCF.encode())[:-12])
     assert f"{broken}: damaged gzip file" in refused(cloud, broken)
+    broken.write_bytes(gzip.compress(b"hello\n"))
+    assert refused(cloud, broken).startswith(f"submit: {broken}: line 1: found 'hello'")
     table = tmp_path / "cna.tsv"
     table.write_text("Chromosome\tStart\tEnd\tSegment_Mean\n")
     good = tmp_path / "good.vcf"
@@ -236,9 +238,27 @@ def test_files_that_are_no_sample_are_refused(cloud: Cloud, tmp_path: Path) -> N
 
 def test_tarball_that_the_consumer_would_refuse_is_not_sent(cloud: Cloud, tmp_path: Path) -> None:
     path = tmp_path / "demo-000001-somatic.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(ROOT / "examples/README.md", "README.md")
-    assert "member 'README.md': not a file of a sample" in refused(cloud, path)
+
+    def repack(files: dict[str, bytes]) -> None:
+        with tarfile.open(path, "w:gz") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+    good = members(SOMATIC.read_bytes())
+    repack(good)
+    submit(cloud, path, "--prefix", "good/")  # what follows is refused for its contents, not for the repacking
+    repack(good | {"README.md": b""})
+    assert f"{path}: member 'README.md': not a file of a sample" in refused(cloud, path)
+    repack({name: data for name, data in good.items() if not name.endswith(".tbi")})
+    assert f"{path}: demo-000001-somatic.vcf.gz: its index demo-000001-somatic.vcf.gz.tbi is missing" in refused(
+        cloud, path
+    )
+    repack(good | {"demo-000001-somatic.toml": b'genome_assembly = "grch37"'})
+    assert "chromosome 1 248956422 bases, that of GRCh38" in refused(cloud, path)
+    repack(good | {"demo-000001-somatic.toml": b'genome_assembly = "hg38"'})
+    assert "genome_assembly: found 'hg38'; allowed: grch37, grch38" in refused(cloud, path)
     path.write_bytes(SOMATIC.read_bytes()[:2000])
     assert "truncated" in refused(cloud, path)
 
