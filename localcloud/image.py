@@ -170,7 +170,7 @@ def _bootstrap(staging: Path, apt: hostapt.Settings, authorities: Mapping[str, b
     for name, text in apt.sources.items():
         sources.append(staging / name)
         sources[-1].write_text(text)
-    early = {**INITRAMFS_FILES, **{f"usr/local/share/ca-certificates/{n}": a for n, a in authorities.items()}}
+    early: dict[str, str | bytes | Path] = {**INITRAMFS_FILES, **{f"usr/local/share/ca-certificates/{n}": a for n, a in authorities.items()}}
     _write_tar(staging / "early.tar", early)
     command = [
         "mmdebstrap",
@@ -198,8 +198,7 @@ def _follow(command: Sequence[str], progress: Progress, environment: Mapping[str
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
+        for line in process.stderr or ():
             if line.startswith(("E: ", "W: ", "error: ")):
                 last = line.strip() if not line.startswith("W: ") else last
             if newly := re.search(r"(\d+) newly installed", line):
