@@ -22,9 +22,14 @@ from localcloud import life
 from localcloud.image import build_base_image
 from localcloud.settings import HOST_FROM_GUEST, SSH_PORT, SettingError, Settings, load
 
-START_SECONDS = 60.0  # the API answers about 3 s after the start on an idle machine
+START_SECONDS = 180.0  # the API answers about 3 s after the start on an idle machine, the imports being most of it
 END_SECONDS = 30.0
-PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "socat": "socat", "setpriv": "util-linux"}
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "socat": "socat",
+    "setpriv": "util-linux",
+}
 
 
 class Failure(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -108,7 +109,11 @@ def _register(settings: Settings, region: Region, base: Path) -> str:
         snapshot.status, snapshot.owner_id = "completed", DEBIAN_ACCOUNT
         ebs = {"SnapshotId": snapshot.id, "VolumeSize": ROOT_GIB, "VolumeType": "gp3", "DeleteOnTermination": True}
         devices = [{"DeviceName": ROOT_DEVICE, "Ebs": ebs | {"Encrypted": False}}]
-        ids.append(backend.add_image(name, name, devices, ROOT_DEVICE, owner_id=DEBIAN_ACCOUNT, public=True).id)
+        # The same id in every region that is ever started: it may stand in a settings file.
+        ids.append(f"ami-{hashlib.sha256(name.encode()).hexdigest()[:17]}")
+        backend.add_image(
+            name, name, devices, ROOT_DEVICE, image_id=ids[-1], owner_id=DEBIAN_ACCOUNT, public=True
+        )  # fmt: skip
     return ids[0]
 
 
@@ -117,7 +122,9 @@ class _Quiet:
         """One line per request helps nobody."""
 
 
-def _server(port: int, application: Application, handler: type[WSGIRequestHandler], *, fixed: bool = True) -> BaseWSGIServer:
+def _server(
+    port: int, application: Application, handler: type[WSGIRequestHandler], *, fixed: bool = True
+) -> BaseWSGIServer:
     quiet = type("Handler", (_Quiet, handler), {})
     try:
         return make_server(HOST, port, application, threaded=True, request_handler=quiet)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from localcloud.settings import GIB, HOST_FROM_GUEST, SSH_PORT
 
-START_SECONDS = 30.0  # QEMU opens its control socket within about 0.3 s on an idle machine
+START_SECONDS = 60.0  # QEMU opens its control socket within about 0.3 s on an idle machine
 ANSWER_SECONDS = 30.0  # QMP commands used here answer at once; more means a stuck process
 POWERDOWN_EVERY = 3.0  # seconds; a guest that is still booting does not hear the first press of the button
 

@@ -40,7 +40,9 @@ class EBSBackend(models.EBSBackend):
 
     _url_module = moto.ebs.urls
 
-    def start_snapshot(self, volume_size: int, tags: Any, description: str, parent_id: str | None = None) -> EBSSnapshot:
+    def start_snapshot(
+        self, volume_size: int, tags: Any, description: str, parent_id: str | None = None
+    ) -> EBSSnapshot:
         with world.current.lock:
             if parent_id:
                 self._snapshot(parent_id, "completed")
@@ -85,7 +87,9 @@ class EBSBackend(models.EBSBackend):
         self._snapshot(first_snapshot_id, "completed")
         second = EBSSnapshot(self.account_id, self._snapshot(second_snapshot_id, "completed"))
         changed = world.current.disks.changed_blocks(first_snapshot_id, second_snapshot_id)
-        tokens = {i: (_token(first_snapshot_id, i).block_token, _token(second_snapshot_id, i).block_token) for i in changed}
+        tokens = {
+            i: (_token(first_snapshot_id, i).block_token, _token(second_snapshot_id, i).block_token) for i in changed
+        }
         return tokens, second  # type: ignore[return-value]
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -188,8 +189,13 @@ class EC2Backend(Storage):
             if token != ANY_TOKEN and token in self._launched:
                 return self._launched[token]
             template = self._template(kwargs.get("launch_template") or {})
+            if kwargs.get("lifecycle") == "spot":
+                template |= getattr(_thread, "specification", {})
+                kwargs["security_group_ids"] = template.get("SecurityGroupIds") or kwargs.get("security_group_ids")
             image = self._usable_image(image_id or template.get("ImageId", ""))
-            market = kwargs.get("instance_market_options") or template.get("InstanceMarketOptions", {}).get("MarketType")
+            market = kwargs.get("instance_market_options") or template.get("InstanceMarketOptions", {}).get(
+                "MarketType"
+            )
             profile = template.get("IamInstanceProfile", {})
             name = kwargs.get("iam_instance_profile_name") or profile.get("Name")
             arn = kwargs.get("iam_instance_profile_arn") or profile.get("Arn")
@@ -275,6 +281,7 @@ class EC2Backend(Storage):
                 setattr(after, key, value)
         return after
 
+
 def _create_image(self: EC2Response) -> ActionResult:
     """moto's handler drops NoReboot and BlockDeviceMappings."""
     self.error_on_dryrun()
@@ -308,7 +315,10 @@ def _register_image(self: EC2Response) -> ActionResult:
 
 def _modify_image_attribute(self: EC2Response) -> ActionResult:
     """moto's handler knows launch permissions only."""
-    changes = {"imds_support": self._get_param("ImdsSupport.Value"), "description": self._get_param("Description.Value")}
+    changes = {
+        "imds_support": self._get_param("ImdsSupport.Value"),
+        "description": self._get_param("Description.Value"),
+    }
     if not any(changes.values()):
         return _moto_modify_image_attribute(self)
     image = self.ec2_backend.describe_images(ami_ids=[self._get_param("ImageId")])[0]
@@ -329,11 +339,25 @@ def _modify_instance_attribute(self: EC2Response) -> ActionResult:
     return EmptyResult()
 
 
+_thread = threading.local()
+
+
+def _request_spot_instances(self: EC2Response) -> ActionResult:
+    """moto's handler drops devices, instance profile and the ids of security groups; ``run_instances`` finds them here."""
+    _thread.specification = self._get_param("LaunchSpecification", {})
+    try:
+        return _moto_request_spot_instances(self)
+    finally:
+        _thread.specification = {}
+
+
 def _get_console_output(self: EC2Response) -> ActionResult:
     """moto's console output is a fixed text of 2006."""
     instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
     text = base64.b64encode(world.current.console(instance.id)).decode()
-    return ActionResult({"InstanceId": instance.id, "Timestamp": datetime.now(UTC), "Output": Base64EncodedString(text)})
+    return ActionResult(
+        {"InstanceId": instance.id, "Timestamp": datetime.now(UTC), "Output": Base64EncodedString(text)}
+    )
 
 
 def _parse_block_device_mapping(self: EC2Response) -> list[dict[str, Any]]:
@@ -344,6 +368,7 @@ def _parse_block_device_mapping(self: EC2Response) -> list[dict[str, Any]]:
     return [dict(mapping) for mapping in self._get_param("BlockDeviceMappings", [])]
 
 
+_moto_request_spot_instances = EC2Response.request_spot_instances
 _moto_modify_image_attribute = EC2Response.modify_image_attribute
 _moto_modify_instance_attribute = EC2Response.modify_instance_attribute
 
@@ -354,7 +379,7 @@ def install(machines: world.World) -> None:
     ec2_models.ec2_backends.backend = EC2Backend
     moto_ebs.install()
     for handler in (_create_image, _register_image, _modify_image_attribute, _modify_instance_attribute,
-                    _get_console_output, _parse_block_device_mapping):  # fmt: skip
+                    _request_spot_instances, _get_console_output, _parse_block_device_mapping):  # fmt: skip
         name = handler.__name__
         setattr(EC2Response, name if hasattr(EC2Response, name) else name[1:], handler)
     places: list[tuple[Any, str, Any]] = [

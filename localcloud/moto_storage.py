@@ -48,7 +48,9 @@ class Storage(ec2_models.EC2Backend):
 
     # Volumes
 
-    def create_volume(self, size: Any, zone_name: str, snapshot_id: str | None = None, *args: Any, **kwargs: Any) -> Volume:
+    def create_volume(
+        self, size: Any, zone_name: str, snapshot_id: str | None = None, *args: Any, **kwargs: Any
+    ) -> Volume:
         """moto's volumes hold nothing, and may be smaller than their snapshot."""
         with world.current.lock:
             if snapshot_id:
@@ -92,7 +94,9 @@ class Storage(ec2_models.EC2Backend):
                 message = f"The volume '{volume_id}' is not in the same availability zone as instance '{instance_id}'"
                 raise EC2ClientError("InvalidVolume.ZoneMismatch", message)
             if device_path in instance.block_device_mapping:
-                message = f"Invalid value '{device_path}' for unixDevice. Attachment point {device_path} is already in use"
+                message = (
+                    f"Invalid value '{device_path}' for unixDevice. Attachment point {device_path} is already in use"
+                )
                 raise EC2ClientError("InvalidParameterValue", message)
             attachment = super().attach_volume(volume_id, instance_id, device_path, delete_on_termination)
             if attachment and world.current.has_machine(instance_id):
@@ -213,7 +217,9 @@ class Storage(ec2_models.EC2Backend):
                 ebs = self._ebs(snapshot, block.delete_on_termination, volume.volume_type)
                 devices.append({"DeviceName": device, "Ebs": ebs | world.given(change.get("Ebs", {}))})
             devices += [dict(mapping) for mapping in changes.values() if mapping.get("NoDevice") is None]
-            image = self.add_image(name, description, devices, instance.root_device_name, instance=instance, state="pending")
+            image = self.add_image(
+                name, description, devices, instance.root_device_name, instance=instance, state="pending"
+            )
             for specification in tag_specifications:
                 tags = {tag["Key"]: tag["Value"] for tag in specification["Tags"]}
                 owners = [image] if specification["ResourceType"] == "image" else [snapshot for _, snapshot in pairs]
@@ -268,12 +274,12 @@ class Storage(ec2_models.EC2Backend):
     def add_image(
         self, name: str | None, description: str | None, devices: Sequence[Mapping[str, Any]], root_device: str,
         *, instance: Any = None, state: str = "available", owner_id: str | None = None, public: bool = False,
-        architecture: str | None = None, **attributes: Any,
+        architecture: str | None = None, image_id: str | None = None, **attributes: Any,
     ) -> Ami:  # fmt: skip
         """Enter an image of complete or pending snapshots in the books."""
         with world.books():
             image = Ami(
-                self, random_ami_id(), instance=instance, name=name, description=description, owner_id=owner_id,
+                self, image_id or random_ami_id(), instance=instance, name=name, description=description, owner_id=owner_id,
                 public=public, virtualization_type="hvm", architecture=architecture or "x86_64", state=state,
                 hypervisor="xen", root_device_type="ebs", root_device_name=root_device, boot_mode="legacy-bios",
             )  # fmt: skip
@@ -312,6 +318,8 @@ class Storage(ec2_models.EC2Backend):
         least = snapshot.volume_size if snapshot else 1
         size = int(ebs.get("VolumeSize") or least)
         if size < least:
-            message = f"Volume of size {size}GB is smaller than snapshot '{ebs['SnapshotId']}', expect size >= {least}GB"
+            message = (
+                f"Volume of size {size}GB is smaller than snapshot '{ebs['SnapshotId']}', expect size >= {least}GB"
+            )
             raise EC2ClientError("InvalidBlockDeviceMapping", message)
         return size

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.elastic_block_store import Snapshot, Volume
-from moto.sts.models import sts_backends
 
 from localcloud import metadata
+from localcloud.identity import Identities
 from localcloud.machine import Machine, MachineError, Spec
 from localcloud.moto_hooks import EC2Backend, Instance
 from localcloud.settings import ACCOUNT, Settings
@@ -27,7 +27,6 @@ from localcloud.world import Pair
 
 TICK = 0.5  # seconds between looks when nobody wakes the thread; the precision of all times here
 CONSOLE_BYTES = 65536  # what GetConsoleOutput returns at most (EC2 API reference)
-CREDENTIAL_SECONDS = 21600  # life of role credentials on an instance, 6 h as EC2 gives
 SPOT_END = ("Server.SpotInstanceTermination", "Spot instance termination")
 GUEST_END = ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
 HOST_END = ("Server.InternalError", "Internal error")
@@ -64,7 +63,7 @@ class Region:
         self._at_reboot: dict[str, Sequence[Pair]] = {}
         self._notices: dict[str, Notice] = {}
         self._rebalance: dict[str, str] = {}
-        self._credentials: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
+        self._identities = Identities()
         self._woken = threading.Event()
         self._ending = False
 
@@ -167,11 +166,8 @@ class Region:
         while not self._ending:
             with self.lock:
                 for backend, instance in self._instances():
-                    try:
-                        self._settle(backend, instance)
-                    except Exception:
-                        log.exception("%s", instance.id)
-                self._settle_images()
+                    self._safely(instance.id, partial(self._settle, backend, instance))
+                self._safely("images", self._settle_images)
             self._woken.wait(TICK)
             self._woken.clear()
         with self.lock:
@@ -182,6 +178,14 @@ class Region:
     def end(self) -> None:
         self._ending = True
         self._woken.set()
+
+    @staticmethod
+    def _safely(name: str, action: Callable[[], None]) -> None:
+        """Whatever is wrong with one instance must not end the thread, and with it all machines."""
+        try:
+            action()
+        except Exception:
+            log.exception("%s", name)
 
     def _settle(self, backend: EC2Backend, instance: Instance) -> None:
         machine = self._machines.get(instance.id)
@@ -323,63 +327,13 @@ class Region:
                     elif "error" in states:
                         image.state = "failed"
 
-    # What the metadata service tells
-
     def _view(self, backend: EC2Backend, instance: Instance) -> metadata.InstanceView:
         if machine := self._machines.get(instance.id):
             machine.seen = True
-        nic = instance.nics[0]
-        key = backend.key_pairs.get(instance.key_name) if instance.key_name else None
-        association = backend.iam_instance_profile_associations.get(instance.id)
-        role = association.iam_instance_profile.roles[0] if association and association.iam_instance_profile.roles else None
         notice = self._notices.get(instance.id)
-        shows_tags = instance.metadata_options.instance_metadata_tags == "enabled"
-        return metadata.InstanceView(
-            instance_id=instance.id,
-            image_id=instance.image_id,
-            instance_type=instance.instance_type,
-            region=backend.region_name,
-            availability_zone=instance.availability_zone or "",
-            private_ip=instance.private_ip or "",
-            public_ip=instance.public_ip,
-            mac=nic.mac_address,
-            hostname=instance.private_dns_name,
-            account_id=ACCOUNT,
-            reservation_id=next(r.id for r in backend.reservations.values() if instance in r.instances),
-            key_name=instance.key_name,
-            public_key=key.public_key if key else None,
-            security_groups=[group.name for group in nic.group_set],
-            security_group_ids=[group.id for group in nic.group_set],
-            user_data=base64.b64decode(str(instance.user_data)) if instance.user_data else None,
-            role_name=role.name if role else None,
-            credentials=(lambda: self._role_credentials(instance, role.arn)) if role else None,
-            lifecycle=instance.lifecycle or "on-demand",
-            tags={tag["key"]: tag["value"] for tag in instance.get_tags()} if shows_tags else {},
-            block_devices=_block_devices(instance),
-            spot_action=notice.action if notice else None,
-            rebalance=self._rebalance.get(instance.id),
-            tokens_required=instance.metadata_options.http_tokens == "required",
-            launched=instance.launch_time.replace(tzinfo=UTC),
-            interface_id=nic.id,
-            subnet_id=nic.subnet_id,
-            vpc_id=nic.vpc_id,
+        return self._identities.view(
+            backend, instance, notice.action if notice else None, self._rebalance.get(instance.id)
         )
-
-    def _role_credentials(self, instance: Instance, arn: str) -> dict[str, str]:
-        """The same credentials until an hour before they end, as on EC2."""
-        fresh, found = self._credentials.get((instance.id, arn), (0.0, {}))
-        if time.monotonic() >= fresh:
-            role = sts_backends[ACCOUNT]["aws"].assume_role(
-                instance.region_name, instance.id, arn, "", CREDENTIAL_SECONDS, external_id=""
-            )
-            found = {
-                "AccessKeyId": role.access_key_id,
-                "SecretAccessKey": role.secret_access_key,
-                "Token": role.session_token,
-                "Expiration": role.expiration.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            }
-            self._credentials[instance.id, arn] = (time.monotonic() + CREDENTIAL_SECONDS - 3600, found)
-        return found
 
     # Small things
 
@@ -409,9 +363,3 @@ def _shape(backend: EC2Backend, instance_type: str) -> tuple[int, int]:
     """vCPUs and MiB of memory of an instance type."""
     found = backend.describe_instance_types([instance_type])[0]
     return int(found["VCpuInfo"]["DefaultVCpus"]), int(found["MemoryInfo"]["SizeInMiB"])
-
-
-def _block_devices(instance: Instance) -> dict[str, str]:
-    root = instance.root_device_name
-    others = [device for device in instance.block_device_mapping if device != root]
-    return {"ami": root, "root": root} | {f"ebs{number}": device for number, device in enumerate(others, 1)}

@@ -20,6 +20,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+
 from localcloud.volumes import BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,9 @@ class Client:
         return str(self.aws().run_instances(**options)["Instances"][0]["InstanceId"])
 
     def instance(self, instance_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.aws().describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+        found: dict[str, Any] = self.aws().describe_instances(InstanceIds=[instance_id])["Reservations"][0][
+            "Instances"
+        ][0]
         return found
 
     def becomes(self, instance_id: str, state: str) -> bool:
@@ -128,7 +131,9 @@ def checksum(data: bytes) -> str:
 
 def register(region: Client, snapshot_id: str, name: str) -> str:
     devices = [{"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}]
-    return str(region.aws().register_image(Name=name, RootDeviceName="/dev/xvda", BlockDeviceMappings=devices)["ImageId"])
+    return str(
+        region.aws().register_image(Name=name, RootDeviceName="/dev/xvda", BlockDeviceMappings=devices)["ImageId"]
+    )
 
 
 def refused(code: str) -> Any:
@@ -168,7 +173,9 @@ def test_states_follow_the_machine(region: Client) -> None:
 
 
 @pytest.mark.parametrize(("behaviour", "end"), [("stop", "stopped"), ("terminate", "terminated")])
-def test_image_put_block_by_block_boots_and_the_guest_ends_the_instance(region: Client, behaviour: str, end: str) -> None:
+def test_image_put_block_by_block_boots_and_the_guest_ends_the_instance(
+    region: Client, behaviour: str, end: str
+) -> None:
     image_id = register(region, put_snapshot(region, sector(f"booted to {behaviour}", POWER_OFF)), f"off-{behaviour}")
     instance_id = region.run(ImageId=image_id, InstanceInitiatedShutdownBehavior=behaviour)
     assert region.becomes(instance_id, end)
@@ -204,7 +211,10 @@ def test_blocks_are_checked_and_come_back(region: Client) -> None:
 
 
 def test_image_of_an_instance_has_all_its_volumes(region: Client) -> None:
-    devices = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 9}}, {"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 1}}]
+    devices = [
+        {"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 9}},
+        {"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 1}},
+    ]
     instance_id = region.run(BlockDeviceMappings=devices)
     assert region.becomes(instance_id, "running")
     ec2 = region.aws()
@@ -316,7 +326,10 @@ def test_only_running_spot_instances_are_interrupted(region: Client) -> None:
     assert region.becomes(instance_id, "running")
     refusal = region.cli("interrupt", instance_id)
     assert refusal.returncode == 1
-    assert refusal.stderr == f"localcloud: {instance_id}: found an on-demand instance, only spot instances are interrupted\n"
+    assert (
+        refusal.stderr
+        == f"localcloud: {instance_id}: found an on-demand instance, only spot instances are interrupted\n"
+    )
     region.aws().terminate_instances(InstanceIds=[instance_id])
     assert region.becomes(instance_id, "terminated")
     assert region.cli("rebalance", instance_id).returncode == 1

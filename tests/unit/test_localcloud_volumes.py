@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from localcloud.settings import GIB
 from localcloud.volumes import BLOCK, Disks
 
