@@ -326,6 +326,30 @@ def test_a_write_whose_answer_was_lost_counts_as_ours(world: Any, make: Any, mon
     assert world.result()
 
 
+def test_a_result_waits_for_a_store_that_is_down(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool has run for hours by then; it does not run again. Control: patience is what makes the difference."""
+    store = type(world.store())
+    real, failures = store.put_if, []
+
+    def down(self: Any, *arguments: Any) -> None:
+        failures.append(1)
+        if len(failures) <= 3:
+            raise Transient("publish", "503")
+        real(self, *arguments)
+
+    monkeypatch.setattr(store, "put_if", down)
+    monkeypatch.setattr("pcgr_consumer.attempt.PAUSE", 0.05)
+    world.put(make.tarball())
+    assert world.settle() == ["done"]
+    assert len(world.runtime.jobs) == 1
+
+    failures.clear()
+    monkeypatch.setattr("pcgr_consumer.attempt.PATIENCE", -1.0)
+    world.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
+    assert world.settle() == ["later", "later", "later", "done"]
+    assert len(world.runtime.jobs) == 5
+
+
 def test_of_many_writers_exactly_one_wins(spool: Any, tmp_path: Path) -> None:
     """First publication, then replacement of one and the same object: eight writers each."""
     store, key = spool.store(), "a-000001-somatic-failed.json"

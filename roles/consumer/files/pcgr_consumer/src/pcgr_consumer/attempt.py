@@ -18,7 +18,7 @@ from .config import Image, Settings
 from .dialect import ConfigError, Inputs, arguments, assembly_of
 from .model import InputRef, InputVersion, Permanent, Stopped, Transient
 from .pack import as_json, pack
-from .publish import publish, standing
+from .publish import Verdict, publish, standing
 from .queue import Store
 from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, Job, Run, Runtime, log_tail
 from .unpack import unpack
@@ -32,6 +32,8 @@ CLOSING = {"pcgr": "Finished PCGR!", "cpsr": "Finished CPSR!"}  # last log line 
 EXPECTED = (".conf.yaml", ".xlsx", ".html")  # the least that a whole run leaves
 SIGNALLED = 128  # exit codes above it: ended by the signal `code - 128`
 DISK_FULL = 64 << 20  # bytes; with less left on the work disk a failure of the tool proves nothing
+PATIENCE = 900.0  # seconds for which a finished result waits for a store that fails
+PAUSE = 5.0  # seconds between two tries of it
 SHOWN = 80  # characters of a name off the convention that appear in logs and reports
 LOGS_KEPT = 50  # logs of failed runs kept in log_dir
 
@@ -251,10 +253,23 @@ class Attempt:
         modified = self.version.last_modified or self.started
         pack(packed, sample.name, job.outputs, job.log, provenance=provenance, modified=modified)
         self._halt()
-        verdict = publish(self.context.store, sample.result_key, packed, self.version, self.id)
+        verdict = self._publish(sample.result_key, packed)
         if verdict == "published":
             self._forget(sample.failed_key)  # of an older version or an earlier try: there is a report now
         return verdict
+
+    def _publish(self, key: str, packed: Path) -> Verdict:
+        """Hours of work are not thrown away because the store is down for minutes."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return publish(self.context.store, key, packed, self.version, self.id)
+            except Transient as error:
+                if time.monotonic() > deadline:
+                    raise
+                log.error("sample=%s attempt=%s cannot publish yet: %s", self.name, self.id, error)
+                time.sleep(PAUSE)
+                self._halt()
 
     def _judge(self, job: Job, result: Run, sample: naming.Sample, assembly: str) -> None:
         """Success is looked at, not believed: PCGR exits 0 on many failures."""

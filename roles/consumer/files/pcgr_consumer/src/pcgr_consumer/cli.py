@@ -42,8 +42,9 @@ def backend(settings: Settings) -> tuple[Queue, Store]:
 def check(context: Context) -> None:
     """Whether a sample could be reported now; ConsumerError or SettingsError with one line if not."""
     settings = context.settings
+    separate = context.release["vep"].get("location") != "in_bundle"  # PCGR 1.4.1 and older have it in the bundle
     for path in (settings.refdata_dir / "data", settings.vep_dir / "homo_sapiens"):
-        if not path.is_dir():
+        if not path.is_dir() and (separate or path.parent != settings.vep_dir):
             raise SettingsError(f"{path}: no such folder; the reference data is not installed")
     for assembly in settings.assemblies:
         if not (path := settings.refdata_dir / "data" / assembly).is_dir():

@@ -22,6 +22,7 @@ BUNDLE, VEP, INPUTS, OUTPUTS = (
 LOOK_SECONDS = 0.2  # between looks at a running tool
 COMMAND_SECONDS = 120  # of one docker command other than run; removing a busy container may take a while
 DAEMON_FAILED = 125  # exit code of `docker run` when docker itself failed (docker's documentation)
+SAID = 300  # characters of docker's own complaint, which comes in several lines
 NOT_STARTED = (126, 127)  # the command in the image cannot be run, or is not there
 
 
@@ -142,7 +143,8 @@ class DockerRuntime:
             raise Transient("runtime", f"docker run: {error}") from None
         if not result.stopped and not result.overtime and result.code in (DAEMON_FAILED, *NOT_STARTED):
             self._remove(job.attempt)
-            raise Transient("runtime", f"docker run ended with exit code {result.code}: {_last_line(job.log)}")
+            said = " ".join(" ".join(log_tail(job.log)).split())[:SAID]
+            raise Transient("runtime", f"docker run ended with exit code {result.code}: {said}")
         return result
 
     def _remove(self, attempt: str) -> None:
@@ -162,7 +164,3 @@ def log_tail(path: Path, lines: int = 40, width: int = 500) -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(line[:width] for line in text.splitlines()[-lines:])
-
-
-def _last_line(path: Path) -> str:
-    return next((line for line in reversed(log_tail(path)) if line.strip()), "no output")
