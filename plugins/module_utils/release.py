@@ -67,7 +67,17 @@ def newest_supported(directory: Path | None = None) -> str:
 def load_dialect(name: str, directory: Path | None = None) -> dict[str, Any]:
     """Return a dialect, complete and checked: what it extends is merged in (JSON merge patch, RFC 7386)."""
     folder = (RELEASES if directory is None else Path(directory)) / "dialects"
-    return copy.deepcopy(_resolve(name, folder, ()))
+    path = folder / f"{name}.yml"
+    chain = _chain(name, folder)
+    dialect: dict[str, Any] = functools.reduce(_merge, reversed(list(chain.values())))
+    try:
+        _check(dialect, folder / "schema.json", path)
+        _check_names(dialect, path)
+    except ReleaseError:
+        for base in list(chain)[1:2]:
+            load_dialect(base, directory)  # the fault may lie there: then that file is the one to name
+        raise
+    return dialect
 
 
 def _read_release(name: str, folder: Path) -> dict[str, Any]:
@@ -89,21 +99,25 @@ def _read_release(name: str, folder: Path) -> dict[str, Any]:
     return release
 
 
-def _resolve(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
-    path = folder / f"{name}.yml"
-    if not path.is_file():
-        raise ReleaseError(f"{path}: dialect: found {name!r}, no such file; {_near(name, list_releases(folder))}")
-    if name in seen:
-        raise ReleaseError(f"{path}: extends: found the circle {' > '.join((*seen, name))}, allowed a chain that ends")
-    dialect = dict(_parse(path))
-    base = dialect.pop("extends", None)
-    if base is not None:
-        dialect = _merge(_resolve(str(base), folder, (*seen, name)), dialect)
-    _check(dialect, folder / "schema.json", path)
-    if dialect["name"] != name:
-        raise ReleaseError(f"{path}: name: found {dialect['name']!r}, allowed {name!r}, the name of the file")
-    _check_names(dialect, path)
-    return dialect
+def _chain(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """The dialect's own file and those that it extends, one after the other."""
+    chain: dict[str, dict[str, Any]] = {}
+    following: Any = name
+    while following is not None:
+        path = folder / f"{following}.yml"
+        if following in chain:
+            raise ReleaseError(f"{path}: extends: found the circle {' > '.join([*chain, following])}, allowed an end")
+        if not path.is_file():
+            raise ReleaseError(
+                f"{path}: dialect: found {following!r}, no such file; {_near(name, list_releases(folder))}"
+            )
+        chain[following] = content = _parse(path)
+        if content.get("name") != following:
+            raise ReleaseError(
+                f"{path}: name: found {content.get('name')!r}, allowed {following!r}, the name of the file"
+            )
+        following = content.pop("extends", None)
+    return chain
 
 
 def _check_names(dialect: dict[str, Any], path: Path) -> None:

@@ -246,3 +246,15 @@ def test_lookup_refuses_with_the_reason() -> None:
     assert result.returncode != 0
     assert "release 2.3.0 is refused: The vcf2maf step fails" in " ".join((result.stdout + result.stderr).split())
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_fault_in_what_a_dialect_extends_is_named_there(folder: Path) -> None:
+    edit(folder / "dialects/2.3.yml", "executable: pcgr", "executable: pgcr")
+    message = refusal(folder, "2.2.4")
+    assert "dialects/2.3.yml: commands.pcgr.executable: found 'pgcr'" in message
+
+
+@pytest.mark.parametrize(("name", "file"), [("2.3.2", "2.3"), ("1.4.1", "1.3")])
+def test_a_dialect_is_named_after_its_file(folder: Path, name: str, file: str) -> None:
+    edit(folder / f"dialects/{file}.yml", f'name: "{file}"', 'name: "9.9"')
+    assert f"dialects/{file}.yml: name: found '9.9', allowed '{file}'" in refusal(folder, name)
