@@ -51,6 +51,8 @@ _UNUSED = (
     "usr/libexec/dpkg/",
     "dev/",
 )
+# pip's notes; RECORD differs from machine to machine, as it has the checksums of scripts that name pip's Python.
+_NOTES = ("RECORD", "INSTALLER", "REQUESTED")
 _UNUSED_ENDS = (".pxd", ".pyx", ".h", ".c", ".pyc", ".pyi")
 
 
@@ -106,7 +108,11 @@ def _debian(base: Path) -> Iterator[tuple[str, Member]]:
 def _tree(source: Path, below: str) -> Iterator[tuple[str, Member]]:
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
-        unused = path.suffix in _UNUSED_ENDS or relative.parts[0] == "bin" or {"tests", "include"} & set(relative.parts)
+        unused = (
+            path.suffix in _UNUSED_ENDS
+            or relative.parts[0] == "bin"
+            or {"tests", "include", *_NOTES} & set(relative.parts)
+        )
         if path.is_file() and not unused:
             name = f"{below}/{relative}"
             yield name, _file(name, path.read_bytes(), 0o755 if path.suffix == ".so" else 0o644)

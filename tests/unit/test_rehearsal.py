@@ -448,6 +448,25 @@ def test_every_sub_step_can_fail_and_lie(tool: Tool, step: str, conf: bool) -> N
     assert tool.path("conf.yaml").exists() is conf
 
 
+def test_an_unforeseen_error_of_the_report_lies_too(tool: Tool) -> None:
+    tool.path("xlsx").mkdir(parents=True)
+    assert tool.run(force_overwrite=True) == 0
+    assert "IsADirectoryError" in tool.log
+    assert "Finished PCGR!" not in tool.log
+
+
+def test_a_traceback_of_the_driver_is_no_sub_step(tool: Tool) -> None:
+    with pytest.raises(RuntimeError, match="traceback in the driver"):
+        tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_fault=traceback\n"))
+
+
+def test_a_run_lasts_as_long_as_the_vcf_asks(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    assert tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_seconds=20\n")) == 0
+    assert slept == [20]
+
+
 def test_the_closing_line_alone_when_the_variant_set_is_empty(tool: Tool) -> None:
     assert tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_fault=empty_variant_set\n")) == 0
     assert "Finished PCGR!" in tool.log
