@@ -6,13 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pcgr_consumer import publish as publishing
 from pcgr_consumer.lease import Lease
-from pcgr_consumer.model import Conflict, InputRef, LeaseLost, Transient
+from pcgr_consumer.model import Conflict, InputRef, InputVersion, LeaseLost, Published, Transient
 from pcgr_consumer.queue import Queue
 
 
@@ -113,7 +114,9 @@ def test_a_suspended_worker_sees_that_its_lease_ran_out(spool: Any, make: Any, m
     assert lease.reason() == "lease lost: no heartbeat came through in time"
 
 
-def test_a_claim_taken_over_is_noticed_and_the_other_worker_finishes(spool: Any, make: Any) -> None:
+def test_a_claim_taken_over_is_noticed_and_the_other_worker_finishes(
+    spool: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """The zombie: its claim is taken over while its tool runs."""
     spool.visibility = 1.0
     spool.runtime.modes = ["hang", "good"]
@@ -128,6 +131,7 @@ def test_a_claim_taken_over_is_noticed_and_the_other_worker_finishes(spool: Any,
     spool.runtime.on_run = steal
     ends.append(zombie.once())
     assert ends == ["lost"]
+    assert "attempt stopped: lease lost: another worker has taken the claim over" in caplog.messages
     assert spool.result() is None
     assert spool.settle() == ["done"]
     assert spool.result()
@@ -168,6 +172,44 @@ def test_no_heartbeat_hides_a_message_again_that_was_given_back(
     monkeypatch.setattr(queue, "release", slow)
     assert spool.worker().once() == "later"
     assert spool.queue().claim(0)
+
+
+def test_a_stop_is_seen_while_a_large_sample_is_unpacked_and_checked(
+    spool: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pcgr_consumer import checks, unpack
+
+    text = make.vcf(*["1 5"] * 60_000)
+    spool.put(make.tarball(make.files(text)))
+    worker = spool.worker()
+    for module, name in ((unpack, "unpack"), (checks, "check_vcf")):
+        spool.folder.joinpath(name).mkdir()
+        path = spool.folder / name / "s.vcf"
+        path.write_bytes(text)
+        seen: list[int] = []
+
+        def stop(seen: list[int] = seen) -> None:
+            seen.append(1)
+            raise InterruptedError
+
+        options: dict[str, Any] = {"unpacked_bytes": 1 << 30, "ratio": 500, "pulse": stop}
+        with pytest.raises(InterruptedError):
+            if module is checks:
+                checks.check_vcf(path, "grch38", single_sample=False, **options)
+            else:
+                path.write_bytes(make.tarball(make.files(text)))
+                unpack.unpack(path, path.parent / "x", members=9, label="t", **options)
+        assert seen == [1]
+
+    real = checks.check_vcf
+
+    def check(*arguments: Any, pulse: Any, **options: Any) -> int:
+        worker.stop("SIGTERM")
+        return real(*arguments, pulse=pulse, **options)
+
+    monkeypatch.setattr(checks, "check_vcf", check)
+    assert worker.once() == "back"
+    assert spool.runtime.jobs == []
 
 
 def test_a_stop_before_any_work_claims_nothing(world: Any, make: Any) -> None:
@@ -224,11 +266,11 @@ def test_a_mended_upload_replaces_the_failure(world: Any, make: Any) -> None:
 
 
 def test_the_same_bytes_put_again_after_a_failure_are_tried_again(cloud: Any, make: Any) -> None:
-    cloud.runtime.modes = ["lies", "good"]
-    cloud.put(make.tarball())
+    cloud.runtime.modes, data = ["lies", "good"], make.tarball()
+    cloud.put(data)
     assert cloud.settle() == ["failed"]
     time.sleep(1.1)  # S3 dates to the second
-    cloud.put(make.tarball())
+    cloud.put(data)
     assert cloud.settle() == ["done"]
     assert cloud.result()
 
@@ -310,7 +352,10 @@ def test_a_zombie_of_an_older_version_is_superseded(cloud: Any, make: Any) -> No
     assert attempt_of(cloud) == cloud.runtime.jobs[1].attempt
 
 
-def test_a_write_whose_answer_was_lost_counts_as_ours(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_whose_answer_was_lost_counts_as_ours(
+    world: Any, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     store = type(world.store())
     real, calls = store.put_if, []
 
@@ -324,6 +369,7 @@ def test_a_write_whose_answer_was_lost_counts_as_ours(world: Any, make: Any, mon
     assert world.settle() == ["done"]
     assert len(calls) == 1
     assert world.result()
+    assert any(" published in " in message for message in caplog.messages)
 
 
 def test_a_result_waits_for_a_store_that_is_down(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +439,42 @@ def test_a_write_on_a_wrong_condition_is_refused(world: Any, tmp_path: Path) -> 
     store.delete(bucket, key)
     with pytest.raises(Conflict):  # it was there when we looked
         store.put_if(bucket, key, path, {}, old)
+
+
+EARLY, LATE = (datetime(2026, 11, 23, 4, minute, tzinfo=timezone.utc) for minute in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("there", "date", "current", "expected"),
+    [
+        (None, LATE, False, "free"),
+        (Published("t", "version:1", EARLY, "a"), LATE, False, "same"),
+        (Published("t", "version:1", EARLY, "a", final=False), EARLY, False, "replaceable"),
+        (Published("t", "version:0", EARLY, "a"), LATE, False, "replaceable"),
+        (Published("t", "version:2", LATE, "a"), EARLY, True, "newer"),
+        (Published("t", "version:2", EARLY, "a"), EARLY, False, "newer"),  # a tie: the current version is the newer
+        (Published("t", "version:0", EARLY, "a"), EARLY, True, "replaceable"),
+        (Published("t", None, None, None), EARLY, False, "replaceable"),  # somebody else's object
+        (Published("t", "version:0", EARLY, "a"), None, False, "newer"),  # our input is gone
+    ],
+)
+def test_how_what_is_published_stands_to_an_input(
+    there: Published | None, date: datetime | None, current: bool, expected: str
+) -> None:
+    class Store:
+        def is_current(self, version: InputVersion) -> bool:
+            return current
+
+    version = InputVersion("b", "k", "1", "e", 3, date)
+    assert publishing.standing(cast("Any", Store()), there, version) == expected
+
+
+def test_what_an_object_says_of_its_input_is_read_back() -> None:
+    version = InputVersion("b", "k", None, "e", 3, EARLY)
+    for final in (True, False):
+        found = publishing.from_labels(publishing.labels(version, "a", final=final), "t")
+        assert found == Published("t", "etag:e", EARLY, "a", final=final)
+    assert publishing.from_labels({}, "t") == Published("t", None, None, None)
 
 
 # --- messages -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -82,6 +83,15 @@ def clear_leftovers(context: Context) -> None:
         wipe(path)
 
 
+@contextmanager
+def _disk() -> Iterator[None]:
+    """What this machine's own disk refuses is no fault of the sample."""
+    try:
+        yield
+    except OSError as error:
+        raise Transient("disk", f"{error.filename or 'work folder'}: {error.strerror or error}") from error
+
+
 class Attempt:
     """One try at one input. :meth:`run` ends with an End, or raises Transient (try again later) or Stopped."""
 
@@ -105,16 +115,16 @@ class Attempt:
         if any(self.ref.key.endswith(naming.ENDINGS[role]) for role in ("result", "failed", "running")):
             return "ignored"  # our own objects, seen through an event source without a filter
         try:
-            return self._run(give_up)
+            with _disk():
+                return self._run(give_up)
         except Permanent as error:
             self._halt()
-            return self._fail(error, permanent=True)
+            with _disk():
+                return self._fail(error, permanent=True)
         except Transient as error:
             if self.last and not self.watch.reason():
                 self._report_last(error)
             raise
-        except OSError as error:
-            raise Transient("disk", f"{error.filename or 'work folder'}: {error.strerror or error}") from error
 
     def _run(self, give_up: str | None) -> End:
         found = self.context.store.head(self.ref)
@@ -186,6 +196,7 @@ class Attempt:
             unpacked_bytes=limits.unpacked_bytes,
             ratio=limits.ratio,
             label=self.ref.key,
+            pulse=self._halt,
         )
         tarball.unlink()
         assembly, argv = self._prepare(sample, names)
@@ -234,6 +245,7 @@ class Attempt:
             single_sample=sample.command == "cpsr",
             unpacked_bytes=settings.limits.unpacked_bytes,
             ratio=settings.limits.ratio,
+            pulse=self._halt,
         )
         return assembly, argv
 

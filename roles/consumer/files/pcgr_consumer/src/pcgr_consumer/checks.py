@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO"]  # fixed by the VCF specification
+CHUNK = 1 << 20
 LINE_MAX = 16 << 20  # bytes; a line of a cohort of thousands is below 1 MB, PCGR takes single samples
 # The empty block that ends a BGZF file (SAM specification, section 4.1.2): without it the file was cut at a block's edge.
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -80,11 +81,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise _refusal(f"{path.name}: not valid TOML: {error}") from None
 
 
-def check_vcf(path: Path, assembly: str, *, single_sample: bool, unpacked_bytes: int, ratio: int) -> int:
+def check_vcf(
+    path: Path,
+    assembly: str,
+    *,
+    single_sample: bool,
+    unpacked_bytes: int,
+    ratio: int,
+    pulse: Callable[[], None] = lambda: None,
+) -> int:
     """Read the whole VCF; returns its number of variants on primary chromosomes.
 
     Permanent with one line for anything that the tool would stumble over: not a VCF, cut short, damaged, wrong columns,
-    an unusable index, another assembly than `assembly` ("grch37" or "grch38").
+    an unusable index, another assembly than `assembly` ("grch37" or "grch38"). `pulse` is called once per MiB of text and may
+    raise to break off.
     """
     packed = path.name.endswith(".gz")
     try:
@@ -92,7 +102,7 @@ def check_vcf(path: Path, assembly: str, *, single_sample: bool, unpacked_bytes:
             _check_bgzf(path)
             _check_index(path.with_name(path.name + ".tbi"), unpacked_bytes, ratio)
         with Inflater(path, unpacked_bytes, ratio, packed=packed) as stream:
-            return _Vcf(stream, assembly, single_sample=single_sample).read()
+            return _Vcf(stream, assembly, single_sample=single_sample, pulse=pulse).read()
     except Unreadable as error:
         raise _refusal(f"{path.name}: {error}") from None
 
@@ -124,10 +134,12 @@ def _check_index(path: Path, limit: int, ratio: int) -> None:
 class _Vcf:
     """One pass over a VCF's lines. Every refusal is an Unreadable; the caller adds the file's name."""
 
-    def __init__(self, stream: Inflater, assembly: str, *, single_sample: bool) -> None:
+    def __init__(self, stream: Inflater, assembly: str, *, single_sample: bool, pulse: Callable[[], None]) -> None:
         self.stream = stream
         self.assembly = assembly
         self.single_sample = single_sample
+        self.pulse = pulse
+        self.lines = self._lines()
         self.number = 0
         self.contigs: dict[str, int] = {}
         self.columns = 0
@@ -143,15 +155,23 @@ class _Vcf:
         return variants
 
     def _lines(self) -> Iterator[bytes]:
-        while line := self.stream.readline(LINE_MAX):
+        rest = b""
+        while chunk := self.stream.read(CHUNK):
+            self.pulse()
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                self.number += 1
+                yield line
+            if len(rest) > LINE_MAX:
+                raise Unreadable(f"line {self.number + 1}: longer than {LINE_MAX} bytes")
+        if rest:
             self.number += 1
-            if len(line) == LINE_MAX:
-                raise Unreadable(f"line {self.number}: longer than {LINE_MAX} bytes")
-            yield line
+            yield rest
 
     def _header(self) -> None:
-        for raw in self._lines():
-            line = raw.decode("utf-8", "replace").rstrip("\r\n")
+        for raw in self.lines:
+            line = raw.decode("utf-8", "replace").rstrip("\r")
             if self.number == 1:
                 self._check_version(line)
             elif line.startswith("##"):
@@ -183,7 +203,7 @@ class _Vcf:
     def _body(self) -> int:
         variants = 0
         known = {name.encode(): name for name in CHROMOSOMES} | {f"chr{name}".encode(): name for name in CHROMOSOMES}
-        for line in self._lines():
+        for line in self.lines:
             fields = line.split(b"\t", 2)
             if line.count(b"\t") + 1 != self.columns:
                 raise Unreadable(

@@ -6,7 +6,6 @@ import gzip
 import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
 
 # Below this much output the ratio says nothing: tar pads even an empty archive to 10 KiB of zeros, and gzip is read ahead in blocks.
 RATIO_FROM = 1 << 20
@@ -47,15 +46,8 @@ class Inflater:
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; fewer only at the end."""
-        return self._call("read", size)
-
-    def readline(self, size: int) -> bytes:
-        """One line with its end, or `size` bytes of one that is longer."""
-        return self._call("readline", size)
-
-    def _call(self, method: str, size: int) -> bytes:
         try:
-            return self._counted(cast("bytes", getattr(cast("BinaryIO", self._file or self._raw), method)(size)))
+            return self._counted((self._file or self._raw).read(size))
         except EOFError:
             raise Unreadable("truncated gzip: the file ends before its end mark") from None
         except (gzip.BadGzipFile, zlib.error) as error:

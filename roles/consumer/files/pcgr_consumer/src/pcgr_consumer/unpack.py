@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,11 +52,21 @@ def ending_of(name: str) -> str | None:
     return next((ending for ending in ENDINGS if name.endswith(ending) and name != ending), None)
 
 
-def unpack(tarball: Path, target: Path, *, members: int, unpacked_bytes: int, ratio: int, label: str) -> list[str]:
+def unpack(
+    tarball: Path,
+    target: Path,
+    *,
+    members: int,
+    unpacked_bytes: int,
+    ratio: int,
+    label: str,
+    pulse: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Unpack `tarball` into the new folder `target` (0700); returns the file names in the archive's order.
 
     Permanent (stage ``unpack``) with one line that calls the tarball `label` for everything that is not a small gzipped
-    tar of regular files with allowed names; `target` may then hold some of the files.
+    tar of regular files with allowed names; `target` may then hold some of the files. `pulse` is called at least once per MiB
+    and may raise to break off.
     """
     if tarball.stat().st_size == 0:
         raise Permanent("unpack", f"{label}: the object is empty (0 bytes)")
@@ -63,7 +74,7 @@ def unpack(tarball: Path, target: Path, *, members: int, unpacked_bytes: int, ra
     folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         with Inflater(tarball, unpacked_bytes, ratio) as stream:
-            return _Extraction(stream, folder, members, unpacked_bytes).run()
+            return _Extraction(stream, folder, members=members, limit=unpacked_bytes, pulse=pulse).run()
     except Unreadable as error:
         raise Permanent("unpack", f"{label}: {error}") from None
     finally:
@@ -71,11 +82,12 @@ def unpack(tarball: Path, target: Path, *, members: int, unpacked_bytes: int, ra
 
 
 class _Extraction:
-    def __init__(self, stream: Inflater, folder: int, members: int, limit: int) -> None:
+    def __init__(self, stream: Inflater, folder: int, *, members: int, limit: int, pulse: Callable[[], None]) -> None:
         self.stream = stream
         self.folder = folder
         self.members = members
         self.limit = limit
+        self.pulse = pulse
         self.names: list[str] = []
 
     def run(self) -> list[str]:
@@ -142,6 +154,7 @@ class _Extraction:
         with os.fdopen(file, "wb") as out:
             left = size
             while left:
+                self.pulse()
                 data = self._exactly(min(left, CHUNK))
                 out.write(data)
                 left -= len(data)
