@@ -613,7 +613,7 @@ def test_page_is_marked_true_and_loads_nothing(tool: Tool) -> None:
         url for url in re.findall(r"https?://[^\s\"'<]+", page) if "w3.org" not in url and "pygal" not in url
     } == set()
     assert "<b>&x" not in page
-    assert "&lt;b&gt;&amp;x" in page
+    assert "<li>&lt;b&gt;&amp;x <b>1</b></li>" in page
     assert "<tr><td>SNV</td><td class=n>3</td><td class=n>3</td></tr>" in page
     assert "<tr><td>LowQual</td><td class=n>1</td></tr>" in page
     assert page.count("<svg") == 2

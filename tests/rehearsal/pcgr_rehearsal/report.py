@@ -50,6 +50,9 @@ figure svg{display:block;width:100%;height:auto}
 figcaption{color:var(--soft);font-size:.88rem}
 ul.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;padding:0;margin:.25rem 0 0;font-size:.9rem}
 ul.legend i{display:inline-block;width:.75rem;height:.75rem;border-radius:.15rem;margin-right:.4rem}
+ul.chips{list-style:none;display:flex;flex-wrap:wrap;gap:.4rem;padding:0;margin:0;font-size:.92rem}
+ul.chips li{border:1px solid var(--line);border-radius:1rem;padding:.1rem .7rem}
+ul.chips b{color:var(--accent);font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{text-align:left;padding:.32rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}
@@ -241,10 +244,11 @@ def _variant_sections(args: argparse.Namespace, command: str, summary: Summary) 
         sections.append(_section("Allelic support in the tumour", _table(heads, spreads)))
     genes = summary.by_gene()
     if genes:
-        note = f"{len(genes):,} genes, as the VCF names them." + (
+        note = f"{len(genes):,} genes, as the VCF names them, with the number of reported variants." + (
             f" The first {LISTED}." if len(genes) > LISTED else ""
         )
-        sections.append(_section("Genes", _table(("Gene", "Variants"), genes[:LISTED]) + _more(note)))
+        chips = "".join(f"<li>{escape(gene)} <b>{count:,}</b></li>" for gene, count in genes[:LISTED])
+        sections.append(_section("Genes", f'<ul class="chips">{chips}</ul>' + _more(note)))
     deep, mixed = summary.depth() is not None, bool(summary.fractions())
     rows = [
         (
