@@ -113,7 +113,7 @@ def _start(settings: Settings, options: argparse.Namespace, prefix: list[str]) -
             raise Failure(f"{program}: found no such program, Debian has it in the package {package}")
     if options.serve and not options.serve.is_dir():
         raise Failure(f"--serve {options.serve}: found no such folder")
-    base = build_base_image(settings.cache, lambda line: print(f"localcloud: {line}", file=sys.stderr))
+    base = settings.disk or build_base_image(settings.cache, lambda line: print(f"localcloud: {line}", file=sys.stderr))
     settings.state.mkdir(parents=True, exist_ok=True)
     command = [*prefix, sys.executable, "-m", "localcloud", "serve-region", "--base", str(base)]
     command += ["--serve", str(options.serve.absolute())] if options.serve else []

@@ -74,7 +74,7 @@ class Region:
 
     def public_address(self) -> str:
         with self.lock:
-            used = {nic.public_ip for backend in self._backends() for nic in backend.enis.values()}
+            used = {nic.public_ip for backend in self._backends() for nic in list(backend.enis.values())}
             return next(address for address in self._addresses if address not in used)
 
     def has_machine(self, instance_id: str) -> bool:
@@ -116,7 +116,12 @@ class Region:
                 self._copying.append(volume.id)
                 threading.Thread(target=self._copy, args=(volume, snapshot), daemon=True).start()
         for instance_id, targets in live.items():
-            self._machines[instance_id].back_up(targets)
+            try:
+                self._machines[instance_id].back_up(targets)
+            except MachineError:
+                log.exception("%s", instance_id)
+                for snapshot_id, _ in targets.values():
+                    self._snapshots.pop(snapshot_id).status = "error"
 
     def _copy(self, volume: Volume, snapshot: Snapshot) -> None:
         """Copy a volume that no machine has; none gets it before this has ended."""

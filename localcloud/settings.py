@@ -19,11 +19,12 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """``state`` (folder of one region), ``cache`` (images), the name of the region, limits of one virtual machine
-    and the seconds a guest gets to shut down before its power is cut."""
+    """``state`` (folder of one region), ``cache`` (images), ``disk`` (raw disk in place of the base image, if any), the name
+    of the region, limits of one virtual machine and the seconds a guest gets to shut down before its power is cut."""
 
     state: Path
     cache: Path
+    disk: Path | None
     region: str
     vcpus: int
     memory_mib: int
@@ -51,6 +52,7 @@ def load() -> Settings:
     return Settings(
         state=Path(os.environ.get("LOCALCLOUD_DIR") or Path(__file__).parent.parent / ".localcloud").absolute(),
         cache=Path(cache).absolute() / "umccr.pcgr",
+        disk=_file("LOCALCLOUD_DISK"),
         region=os.environ.get("LOCALCLOUD_REGION") or "ap-southeast-2",
         vcpus=_number("LOCALCLOUD_VCPUS", 2),
         memory_mib=_number("LOCALCLOUD_MEMORY_MIB", 2048),
@@ -64,3 +66,12 @@ def _number(name: str, default: int) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise SettingError(f"{name}: found {text!r}, allowed is a whole number from 1")
     return int(text)
+
+
+def _file(name: str) -> Path | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not Path(text).is_file():
+        raise SettingError(f"{name}: found no file {text}")
+    return Path(text).absolute()

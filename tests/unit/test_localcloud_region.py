@@ -37,20 +37,25 @@ def sector(line: str, then: bytes) -> bytes:
     return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
+def settings(folder: Path, *, seconds: int = 1) -> dict[str, str]:
+    """Environment for a region in ``folder`` whose guests wait."""
+    image = folder / "base.raw"
+    image.write_bytes(sector("waiting", WAIT).ljust(1 << 20, b"\0"))
+    limits = {"LOCALCLOUD_STOP_SECONDS": str(seconds), "LOCALCLOUD_TERMINATE_SECONDS": str(seconds)}
+    limits |= {"LOCALCLOUD_MEMORY_MIB": "16", "LOCALCLOUD_VCPUS": "1", "LOCALCLOUD_DISK": str(image)}
+    return os.environ | {"LOCALCLOUD_DIR": str(folder / "state")} | limits
+
+
 class Client:
     """A started region and a client of it."""
 
-    def __init__(self, folder: Path, base: bytes, *, stop_seconds: int = 1) -> None:
-        image = folder / "base.raw"
-        image.write_bytes(base.ljust(1 << 20, b"\0"))
+    def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
-        limits = {"LOCALCLOUD_STOP_SECONDS": str(stop_seconds), "LOCALCLOUD_TERMINATE_SECONDS": str(stop_seconds)}
-        limits |= {"LOCALCLOUD_MEMORY_MIB": "16", "LOCALCLOUD_VCPUS": "1"}
-        self.environment = os.environ | {"LOCALCLOUD_DIR": str(self.state)} | limits
-        command = [sys.executable, "-m", "localcloud", "serve-region", "--base", str(image), "--port", "0"]
-        command += ["--serve", str(folder)]
+        self.environment = settings(folder)
+        command = [sys.executable, "-m", "localcloud", "serve-region", "--base", str(folder / "base.raw")]
+        command += ["--port", "0", "--serve", str(folder)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment)
-        assert wait_for(lambda: "MIRROR" in self.cli("env").stdout, 60)
+        assert wait_for(lambda: "MIRROR" in self.cli("env").stdout, 120)
         lines = dict(line.removeprefix("export ").split("=", 1) for line in self.cli("env").stdout.splitlines())
         self.ami, self.url = lines["LOCALCLOUD_AMI"], lines["AWS_ENDPOINT_URL"]
         self.mirror = lines["LOCALCLOUD_MIRROR_URL"].replace("169.254.0.2", "127.0.0.1")
@@ -78,7 +83,7 @@ class Client:
 
     def machines(self) -> list[int]:
         """Processes of this region's virtual machines."""
-        return processes(str(self.state))
+        return [number for number in processes(str(self.state)) if number != self.process.pid]
 
 
 def processes(text: str) -> list[int]:
@@ -88,7 +93,7 @@ def processes(text: str) -> list[int]:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if text in command and "qemu" in command:
+        if text in command and ("qemu" in command or "serve-region" in command):
             found.append(int(folder.name))
     return found
 
@@ -104,7 +109,7 @@ def wait_for(done: Callable[[], Any], seconds: float) -> bool:
 
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    client = Client(tmp_path_factory.mktemp("region"), sector("waiting", WAIT))
+    client = Client(tmp_path_factory.mktemp("region"))
     yield client
     client.process.terminate()
     assert client.process.wait(20) == 0
@@ -180,7 +185,7 @@ def test_image_put_block_by_block_boots_and_the_guest_ends_the_instance(
     instance_id = region.run(ImageId=image_id, InstanceInitiatedShutdownBehavior=behaviour)
     assert region.becomes(instance_id, end)
     output = region.aws().get_console_output(InstanceId=instance_id)["Output"]
-    assert f"booted to {behaviour}" in output
+    assert output == f"booted to {behaviour}\r\n"
     assert region.instance(instance_id)["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
     assert region.instance(instance_id)["StateTransitionReason"]
 
@@ -223,7 +228,8 @@ def test_image_of_an_instance_has_all_its_volumes(region: Client) -> None:
     mappings = ec2.describe_images(ImageIds=[image_id])["Images"][0]["BlockDeviceMappings"]
     assert [(m["DeviceName"], m["Ebs"]["VolumeSize"]) for m in mappings] == [("/dev/xvda", 9), ("/dev/sdb", 1)]
     root = region.state / "snapshots" / f"{mappings[0]['Ebs']['SnapshotId']}.raw"
-    assert root.read_bytes()[:512] == sector("waiting", WAIT)
+    with root.open("rb") as file:
+        assert file.read(512) == sector("waiting", WAIT)
     assert root.stat().st_blocks * 512 < 1 << 22, "a snapshot of 9 GiB with one MiB in it is a small file"
     with refused("InvalidSnapshot.InUse"):
         ec2.delete_snapshot(SnapshotId=mappings[0]["Ebs"]["SnapshotId"])
@@ -237,7 +243,7 @@ def test_image_of_an_instance_has_all_its_volumes(region: Client) -> None:
         region.run(ImageId=image_id)
     second = region.run(ImageId=copied)
     assert region.becomes(second, "running")
-    assert "waiting" in ec2.get_console_output(InstanceId=second)["Output"]
+    assert wait_for(lambda: "waiting" in ec2.get_console_output(InstanceId=second)["Output"], 10)
     ec2.terminate_instances(InstanceIds=[instance_id, second])
     assert region.becomes(instance_id, "terminated")
     assert region.becomes(second, "terminated")
@@ -283,6 +289,7 @@ def test_volumes_come_and_stay(region: Client) -> None:
 
 
 def test_what_aws_refuses_is_refused(region: Client) -> None:
+    before = region.aws().describe_instances()["Reservations"]
     with refused("InvalidAMIID.NotFound"):
         region.run(ImageId="ami-00000000000000000")
     with refused("InvalidKeyPair.NotFound"):
@@ -295,8 +302,7 @@ def test_what_aws_refuses_is_refused(region: Client) -> None:
         register(region, "snap-00000000000000000", "of-nothing")
     with refused("InvalidBlockDeviceMapping"):
         region.aws().register_image(Name="rootless", RootDeviceName="/dev/xvda")
-    states = {"Name": "instance-state-name", "Values": ["pending", "running"]}
-    assert region.aws().describe_instances(Filters=[states])["Reservations"] == [], "nothing half-made is left"
+    assert region.aws().describe_instances()["Reservations"] == before, "nothing half-made is left"
 
 
 def test_one_client_token_is_one_instance(region: Client) -> None:
@@ -374,12 +380,10 @@ def test_second_region_is_refused_and_up_says_so(region: Client) -> None:
 
 
 def test_killed_region_leaves_no_process_and_the_next_cleans_up(tmp_path: Path) -> None:
-    client = Client(tmp_path, sector("waiting", WAIT))
+    client = Client(tmp_path)
     instance_id = client.run()
     assert client.becomes(instance_id, "running")
     (machine,) = client.machines()
-    sockets = client.process.pid
-    assert sockets
     client.process.kill()
     client.process.wait()
     assert wait_for(lambda: not Path(f"/proc/{machine}").exists(), 5)
@@ -387,3 +391,64 @@ def test_killed_region_leaves_no_process_and_the_next_cleans_up(tmp_path: Path) 
     assert list((client.state / "volumes").iterdir())
     assert client.cli("down").returncode == 0
     assert sorted(path.name for path in client.state.iterdir()) == ["lock"]
+
+
+LAUNCH = """\
+import boto3, os, sys, time
+ec2 = boto3.client("ec2")
+ec2.run_instances(ImageId=os.environ["LOCALCLOUD_AMI"], InstanceType="t3.small", MinCount=1, MaxCount=1)
+while ec2.describe_instances()["Reservations"][0]["Instances"][0]["State"]["Name"] != "running":
+    time.sleep(0.1)
+print("running", flush=True)
+"""
+
+
+def run_command(folder: Path, then: str) -> subprocess.Popen[str]:
+    """`run` with a program that has an instance running and then does ``then``."""
+    command = [sys.executable, "-m", "localcloud", "run", "--port", "0", "--", sys.executable, "-c", LAUNCH + then]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=settings(folder), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+
+
+def test_run_gives_the_command_a_region_and_takes_it_away(tmp_path: Path) -> None:
+    process = run_command(tmp_path, "sys.exit(7)")
+    assert process.communicate(timeout=120)[0] == "running\n"
+    assert process.returncode == 7
+    assert processes(str(tmp_path)) == []
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "region.log"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_run_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    process = run_command(tmp_path, "time.sleep(600)")
+    assert process.stdout
+    assert process.stdout.readline() == "running\n"
+    assert processes(str(tmp_path)), "there is something to leave behind"
+    os.killpg(process.pid, number)  # as Ctrl-C does
+    process.wait(60)
+    assert wait_for(lambda: not processes(str(tmp_path)), 10)
+
+
+def test_up_and_down(tmp_path: Path) -> None:
+    environment = settings(tmp_path)
+
+    def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "localcloud", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    assert cli("up", "--port", "0").returncode == 0
+    assert "export AWS_ENDPOINT_URL=http://127.0.0.1:" in cli("env").stdout
+    assert "ap-southeast-2" in cli("status").stdout
+    assert cli("down").returncode == 0
+    refusal = cli("env")
+    assert (refusal.returncode, refusal.stdout) == (1, "")
+    assert refusal.stderr.startswith(f"localcloud: {tmp_path}/state: found no running region")
+
+
+def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
+    environment = settings(tmp_path) | {"LOCALCLOUD_VCPUS": "many"}
+    command = [sys.executable, "-m", "localcloud", "up"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "localcloud: LOCALCLOUD_VCPUS: found 'many', allowed is a whole number from 1\n"
