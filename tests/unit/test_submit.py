@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pysam
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcgr_consumer.naming import Sample, parse
 from pcgr_pack import toml_text
@@ -367,6 +367,7 @@ SCALARS = (
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(SCALARS, max_size=3) | st.dictionaries(KEYS, inner, max_size=3))
 
 
+@settings(deadline=None)  # the machine may be busy with others
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_toml_written_is_toml_read(document: dict[str, object]) -> None:
     assert tomllib.loads(toml_text(document)) == document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcgr_consumer.naming import ENDINGS, NAME_MAX, NameRefused, Sample, classify, parse
 
@@ -21,8 +21,10 @@ SAMPLES = st.builds(
     st.integers(0, 999_999),
     st.sampled_from(["somatic", "normal"]),
 )
+UNHURRIED = settings(deadline=None)  # the machine may be busy with others
 
 
+@UNHURRIED
 @given(SAMPLES)
 def test_every_key_leads_back_to_its_sample(sample: Sample) -> None:
     assert parse(sample.input_key) == sample
@@ -30,6 +32,7 @@ def test_every_key_leads_back_to_its_sample(sample: Sample) -> None:
         assert classify(sample.key(role)) == (sample, role)
 
 
+@UNHURRIED
 @given(SAMPLES)
 def test_only_the_input_is_taken_for_an_input(sample: Sample) -> None:
     for key in (sample.result_key, sample.failed_key, sample.running_key):
@@ -37,6 +40,7 @@ def test_only_the_input_is_taken_for_an_input(sample: Sample) -> None:
             parse(key)
 
 
+@UNHURRIED
 @given(st.text(max_size=60))
 def test_any_text_is_a_round_trip_or_a_refusal_of_one_line(text: str) -> None:
     try:
@@ -47,6 +51,7 @@ def test_any_text_is_a_round_trip_or_a_refusal_of_one_line(text: str) -> None:
         assert sample.input_key == text
 
 
+@UNHURRIED
 @given(st.from_regex(r"(?s)[^\x00]{0,20}-[0-9]{5,7}-(somatic|normal)\.tar\.gz.?", fullmatch=True))
 def test_near_misses_are_a_round_trip_or_a_refusal(text: str) -> None:
     try:
