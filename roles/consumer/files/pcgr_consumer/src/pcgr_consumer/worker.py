@@ -67,11 +67,10 @@ class Worker:
                     idle_since = time.monotonic()
                 failures = 0
             except Transient as error:
-                # an unreachable queue is not an empty one: the idle clock starts anew
-                idle_since = time.monotonic()
                 failures += 1
                 log.error("the queue failed (%s times in a row): %s", failures, error)
                 self._stop.wait(min(60.0, self._pace.pause * 2.0 ** min(failures, 6)) * random.uniform(0.5, 1))  # noqa: S311
+                idle_since = time.monotonic()  # an unreachable queue is not an empty one
         log.info("stopping: %s", self._reason)
         return "stopped"
 
