@@ -30,7 +30,7 @@ options:
   security_group_ids: {description: Security groups., type: list, elements: str, default: []}
   subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
   instance_profile: {description: Name of the instance profile., type: str}
-  volume_gb: {description: Size of the root volume., type: int}
+  volume_gb: {description: Size of the root volume. Needed for O(state=present)., type: int}
   wait_seconds: {description: How long to wait for the machine to run and have an address., type: int, default: 300}
 extends_documentation_fragment:
   - amazon.aws.common.modules
@@ -44,6 +44,7 @@ EXAMPLES = r"""
     name: pcgr
     image: ami-0123456789abcdef0
     instance_type: m5.xlarge
+    volume_gb: 120
     spot: true
 """
 
@@ -74,7 +75,6 @@ try:
 except ImportError:
     pass  # AnsibleAWSModule tells
 
-from ansible_collections.amazon.aws.plugins.module_utils.botocore import boto3_conn, get_aws_connection_info
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 
 TAG = "umccr.pcgr"
@@ -114,9 +114,7 @@ def root_device(ec2: Any, image: str) -> str:
 def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
     """The arguments of RunInstances."""
     tags = [{"Key": TAG, "Value": params["name"]}, {"Key": "Name", "Value": params["name"]}]
-    volume: dict[str, Any] = {"DeleteOnTermination": True, "VolumeType": "gp3", "Encrypted": True}
-    if params["volume_gb"]:
-        volume["VolumeSize"] = params["volume_gb"]
+    volume = {"VolumeSize": params["volume_gb"], "DeleteOnTermination": True, "VolumeType": "gp3", "Encrypted": True}
     arguments: dict[str, Any] = {
         "ImageId": params["image"],
         "InstanceType": params["instance_type"],
@@ -188,6 +186,12 @@ def describe(machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def listed_price(product: str) -> float:
+    """US dollars per hour from an entry of the price list (JSON as GetProducts gives it)."""
+    term = next(iter(json.loads(product)["terms"]["OnDemand"].values()))
+    return float(next(iter(term["priceDimensions"].values()))["pricePerUnit"]["USD"])
+
+
 def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float | None:
     """US dollars per hour: the spot price now, or the price list's; None when AWS does not tell (a right is missing, a look-alike)."""
     try:
@@ -199,10 +203,8 @@ def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float 
                 StartTime=datetime.now(timezone.utc),
             )["SpotPriceHistory"]
             return float(history[0]["SpotPrice"]) if history else None
-        connection = get_aws_connection_info(module, boto3=True)[2] | {"region": PRICE_LIST_REGION}
         quick = Config(connect_timeout=3, read_timeout=5, retries={"max_attempts": 1})
-        connection["config"] = quick
-        pricing = boto3_conn(module, conn_type="client", resource="pricing", **connection)
+        pricing = module.client("pricing", region=PRICE_LIST_REGION, config=quick)
         wanted = {
             "instanceType": machine["type"],
             "regionCode": module.region,
@@ -213,8 +215,7 @@ def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float 
         }
         filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
         products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=1)["PriceList"]
-        term = next(iter(json.loads(products[0])["terms"]["OnDemand"].values()))
-        return float(next(iter(term["priceDimensions"].values()))["pricePerUnit"]["USD"])
+        return listed_price(products[0])
     except Exception:  # noqa: BLE001  (a price is a courtesy: whatever is missing, the machine is there)
         return None
 
@@ -276,7 +277,7 @@ def main() -> None:
             "volume_gb": {"type": "int"},
             "wait_seconds": {"type": "int", "default": 300},
         },
-        required_if=[("state", "present", ["image", "instance_type"])],
+        required_if=[("state", "present", ["image", "instance_type", "volume_gb"])],
         supports_check_mode=True,
     )
     ec2 = module.client("ec2")

@@ -48,6 +48,7 @@ sha256:
 import base64
 import hashlib
 import io
+import json
 import os
 import re
 import tempfile
@@ -97,7 +98,10 @@ def build(source: Path) -> tuple[str, bytes]:
     package = project["name"].replace("-", "_")
     if f"{package}/__init__.py" not in files:
         raise PackageError(f"{source}: no src/{package}/__init__.py")
-    number = version(project, files, package)
+    # pip takes two wheels of one version for the same, so the version says what is in it.
+    sources = "".join(f"{name} {digest(content)}\n" for name, content in files.items())
+    settings = json.dumps(project, sort_keys=True)
+    number = f"{version(project, files, package)}+{hashlib.sha256((sources + settings).encode()).hexdigest()[:12]}"
     info = f"{package}-{number}.dist-info"
     metadata = [
         "Metadata-Version: 2.1",

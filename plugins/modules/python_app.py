@@ -60,6 +60,7 @@ installed:
   returned: always
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -68,6 +69,8 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 
 STAMP = ".umccr.pcgr.json"
+# Where Debian and Ubuntu keep the pip that their python3-venv needs.
+SYSTEM_PIP = "/usr/share/python-wheels/pip-*.whl"
 
 
 def read_stamp(path: str) -> dict[str, str]:
@@ -81,17 +84,22 @@ def read_stamp(path: str) -> dict[str, str]:
 
 
 def install(module: AnsibleModule, fresh: bool) -> None:
-    """Make the environment (anew when `fresh`) and let pip install; fails with pip's last line of complaint."""
+    """Make the environment (anew when `fresh`) and let pip install; fails with pip's last line of complaint.
+
+    Where the system brings pip as a wheel, pip runs from there: an environment without pip is made in half the time, and holds less.
+    """
     params = module.params
     path = params["path"]
+    system_pip = sorted(glob.glob(SYSTEM_PIP))[-1:]
     if fresh:
-        run(module, [params["python"], "-m", "venv", "--clear", path], "making the virtual environment")
+        bare = ["--without-pip"] if system_pip else []
+        run(module, [params["python"], "-m", "venv", "--clear", *bare, path], "making the virtual environment")
     with tempfile.TemporaryDirectory() as folder:
         listing = os.path.join(folder, "requirements.txt")
         with open(listing, "w", encoding="utf-8") as handle:
             handle.write(f"{params['requirements'].rstrip()}\n{params['wheel']} --hash=sha256:{params['wheel_sha256']}\n")
-        command = [os.path.join(path, "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", listing]
+        command = [os.path.join(path, "bin/python"), *([f"{system_pip[0]}/pip"] if system_pip else ["-m", "pip"])]
+        command += ["install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", listing]
         if params["find_links"]:
             command += ["--no-index", "--find-links", params["find_links"]]
         if params["trusted_host"]:

@@ -6,7 +6,7 @@ import importlib
 import io
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,12 @@ def load(name: str) -> Any:
     return importlib.import_module(f"ansible_collections.umccr.pcgr.plugins.{name}")
 
 
-def run(name: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
+def run(name: str, /, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
     """Run module `name` with `arguments`; its answer, with `failed` set when it failed."""
     module = load(f"modules.{name}")
     out = io.StringIO()
     with patch_module_args(arguments | {"_ansible_check_mode": check}), redirect_stdout(out):
-        try:
+        with suppress(SystemExit):
             module.main()
-        except SystemExit:
-            pass
     answer: dict[str, Any] = json.loads(out.getvalue())
     return answer

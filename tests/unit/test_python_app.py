@@ -1,0 +1,93 @@
+"""Modules pure_wheel and python_app: same sources, same bytes; installed once; a wrong hash or a cut is noticed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.module_runner import run
+
+PROJECT = """
+[project]
+name = "tiny-app"
+requires-python = ">=3.10"
+dynamic = ["version"]
+[project.scripts]
+tiny-app = "tiny_app.cli:main"
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    package = folder / "src/tiny_app"
+    package.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(PROJECT)
+    (package / "__init__.py").write_text('"""Tiny."""\n\n__version__ = "1.2"\n')
+    (package / "cli.py").write_text("def main():\n    print('tiny runs')\n")
+    return folder
+
+
+def pack(source: Path, dest: Path, **more: Any) -> dict[str, Any]:
+    return run("pure_wheel", source=str(source), dest=str(dest), **more)
+
+
+def test_same_sources_same_bytes(source: Path, tmp_path: Path) -> None:
+    first = pack(source, tmp_path / "one")
+    (source / "src/tiny_app/__pycache__").mkdir()
+    (source / "src/tiny_app/__pycache__/x.pyc").write_bytes(b"x")
+    (source / "src/tiny_app/cli.py").touch()
+    assert pack(source, tmp_path / "two")["sha256"] == first["sha256"]
+    assert pack(source, tmp_path / "one")["changed"] is False
+    (source / "src/tiny_app/cli.py").write_text("def main():\n    print('other')\n")
+    assert pack(source, tmp_path / "one")["sha256"] != first["sha256"]
+
+
+def test_wheel_says_what_it_is(source: Path, tmp_path: Path) -> None:
+    answer = pack(source, tmp_path)
+    match = re.fullmatch(r"tiny_app-(1\.2\+[0-9a-f]{12})-py3-none-any\.whl", Path(answer["path"]).name)
+    assert match
+    with zipfile.ZipFile(answer["path"]) as wheel:
+        metadata = wheel.read(f"tiny_app-{match[1]}.dist-info/METADATA").decode()
+        assert f"Version: {match[1]}" in metadata
+        assert "Requires-Python: >=3.10" in metadata
+        assert "tiny-app = tiny_app.cli:main" in wheel.read(f"tiny_app-{match[1]}.dist-info/entry_points.txt").decode()
+
+
+def test_folder_without_a_package_is_refused(tmp_path: Path) -> None:
+    assert "cannot be packed" in pack(tmp_path, tmp_path)["msg"]
+
+
+def install(path: Path, wheel: dict[str, Any], **more: Any) -> dict[str, Any]:
+    arguments = {"path": str(path), "wheel": wheel["path"], "wheel_sha256": wheel["sha256"], "requirements": "\n"}
+    return run("python_app", **(arguments | {"find_links": str(path.parent), "python": sys.executable} | more))
+
+
+def test_installed_once_and_again_after_a_change(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    wheel = pack(source, tmp_path)
+    assert install(path, wheel, check=True)["changed"] is True
+    assert not path.exists()
+    assert install(path, wheel)["changed"] is True
+    assert subprocess.run([path / "bin/tiny-app"], capture_output=True, text=True, check=True).stdout == "tiny runs\n"
+    assert install(path, wheel)["changed"] is False
+    (source / "src/tiny_app/cli.py").write_text("def main():\n    print('newer')\n")
+    assert install(path, pack(source, tmp_path))["changed"] is True
+    assert subprocess.run([path / "bin/tiny-app"], capture_output=True, text=True, check=True).stdout == "newer\n"
+
+
+def test_what_has_no_right_hash_is_refused_and_not_taken_for_installed(source: Path, tmp_path: Path) -> None:
+    path, wheel = tmp_path / "env", pack(source, tmp_path)
+    for wrong in ({"wheel_sha256": "0" * 64}, {"requirements": f"{wheel['path']}\n"}):
+        answer = install(path, wheel, **wrong)
+        assert answer["failed"]
+        assert "hash" in answer["msg"].lower()
+        assert "\n" not in answer["msg"]
+        assert not (path / ".umccr.pcgr.json").exists()
+    assert install(path, wheel)["changed"] is True
