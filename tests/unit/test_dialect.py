@@ -168,7 +168,7 @@ def test_every_release_makes_a_command_line(release: str) -> None:
 LIMITS: list[tuple[str, Any, Any, list[Any]]] = [
     ("tumor_site", 0, 30, [-1, 31, 1.0, True, "6"]),
     ("tumor_purity", 0.01, 1, [0, 1.01, float("nan"), float("inf"), "0.5", True]),
-    ("tumor_ploidy", 0.1, 100, [0, -1]),
+    ("tumor_ploidy", 0.1, 100, [0, -1, float("inf")]),
     ("effective_target_size_mb", 0, 34, [-0.1, 34.1]),
     ("gnomad_popmax_af_tolerated", 0, 1, [-0.1, 1.1]),
     ("min_mutations_signatures", 100, 10**6, [99]),
@@ -226,6 +226,7 @@ RULES = [
     ("", "control_af_max = 0.1", "control_af_tag"),
     ("", "control_ad_max = 1", "control_af_tag"),
     ("", "estimate_msi = true", "estimate_tmb"),
+    ("assay = 'WGS'\n", "estimate_msi = true", "estimate_tmb"),
     ("", "oncokb_exclusive = true", "oncokb_api_token"),
     ("control_dp_tag = 'C'\n", "tumor_only = true", "control_dp_tag"),
     ("control_af_tag = 'C'\n", "tumor_only = true", "control_af_tag"),
@@ -251,7 +252,10 @@ CNA_RULES = [
     ("cna_gain_threshold_absolute = 4\n", "cna_amp_threshold_absolute = 4", "cna_gain_threshold_absolute"),
     ("cna_del_threshold_absolute = 2\n", "cna_gain_threshold_absolute = 2", "cna_del_threshold_absolute"),
     ("cna_del_threshold_absolute = 2\n", "tumor_ploidy = 1.9", "cna_del_threshold_absolute"),
+    ("cna_gain_threshold_absolute = 4\n", "tumor_ploidy = 5", "cna_amp_threshold_absolute"),
+    ("cna_threshold_mode = 'combined'\n", "tumor_ploidy = 3", "cna_gain_threshold_absolute"),
     ("cna_threshold_mode = 'relative'\n", "cna_amp_threshold_relative = 1.5", "cna_gain_threshold_relative"),
+    ("cna_threshold_mode = 'combined'\n", "cna_amp_threshold_relative = 1.5", "cna_gain_threshold_relative"),
 ]
 
 
@@ -266,6 +270,30 @@ def test_copy_number_thresholds_are_looked_at_when_there_are_segments(before: st
     assert refused(f"[pcgr]\n{before}{last}", inputs=ALL).startswith(f"pcgr.{key}: found ")
     assert argv(f"[pcgr]\n{before}", inputs=ALL)
     assert argv(f"[pcgr]\n{before}{last}")
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "estimate_msi = true\nestimate_tmb = true",
+        "exclude_likely_hom_germline = true\nexclude_likely_het_germline = true",
+        TAGS + "tumor_dp_min = 10\ntumor_ad_min = 10\ncontrol_dp_min = 5\ncontrol_ad_max = 5",
+        TAGS
+        + "tumor_dp_min = 10\ntumor_ad_min = 4\ntumor_af_min = 0.1\ntmb_dp_min = 10\ntmb_ad_min = 4\ntmb_af_min = 0.1",
+        TAGS + "tmb_dp_min = 10\ntmb_ad_min = 10",
+        TAGS + "tumor_dp_min = 10\ntmb_ad_min = 4",
+        TAGS + "tumor_ad_min = 4\ntmb_ad_min = 4",
+        "sex = 'MALE'\ntumor_site = 23",
+        "sex = 'FEMALE'\ntumor_site = 18",
+        "tumor_site = 18",
+        "tumor_site = 26",
+        "tumor_ploidy = 1",
+        "cna_threshold_mode = 'relative'\ntumor_ploidy = 8",
+        "cna_amp_threshold_relative = 1.5",
+    ],
+)
+def test_options_that_just_go_together(toml: str) -> None:
+    assert argv(f"[pcgr]\n{toml}", inputs=ALL)
 
 
 @pytest.mark.parametrize("without", ["tumor_only = true", "assay = 'TARGETED'"])

@@ -213,6 +213,17 @@ def test_a_file_that_is_no_mapping_is_one_line(folder: Path, text: str) -> None:
     assert "2.3.2.yml: " in refusal(folder, "2.3.2")
 
 
+def test_a_dialect_that_is_no_mapping_is_one_line(folder: Path) -> None:
+    (folder / "dialects/2.3.yml").write_text("- a list\n")
+    assert "2.3.yml: found [" in refusal(folder, "2.3.2")
+
+
+def test_a_candidate_is_older_than_its_release(tmp_path: Path) -> None:
+    for name in ("2.10.0", "2.4.0", "2.4.0rc", "2.3.9", "rehearsal"):
+        (tmp_path / f"{name}.yml").touch()
+    assert releases.list_releases(tmp_path) == ["2.3.9", "2.4.0rc", "2.4.0", "2.10.0", "rehearsal"]
+
+
 def test_an_edited_file_is_read_anew(folder: Path) -> None:
     assert releases.load_release("2.3.2", folder)["faults"]
     (folder / "2.3.2.yml").write_text(
