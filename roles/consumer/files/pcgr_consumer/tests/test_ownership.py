@@ -396,6 +396,20 @@ def test_a_result_waits_for_a_store_that_is_down(world: Any, make: Any, monkeypa
     assert len(world.runtime.jobs) == 5
 
 
+def test_a_waiting_result_does_not_hold_up_a_stop(spool: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = spool.worker()
+
+    def down(self: Any, *_: Any) -> None:
+        worker.stop("SIGTERM")
+        raise Transient("publish", "503")
+
+    monkeypatch.setattr(type(spool.store()), "put_if", down)
+    monkeypatch.setattr("pcgr_consumer.attempt.PAUSE", 0.05)
+    monkeypatch.setattr("pcgr_consumer.attempt.PATIENCE", 3.0)
+    spool.put(make.tarball())
+    assert worker.once() == "back"
+
+
 def test_of_many_writers_exactly_one_wins(spool: Any, tmp_path: Path) -> None:
     """First publication, then replacement of one and the same object: eight writers each."""
     store, key = spool.store(), "a-000001-somatic-failed.json"
