@@ -227,8 +227,11 @@ class EC2Backend(Storage):
             return super().run_instances(image_id, count, user_data, groups, **kwargs)
         except Exception:
             for key in set(self.reservations) - before:  # moto keeps what it had made before it refused
-                for instance in self.reservations.pop(key).instances:
+                for instance in self.reservations[key].instances:
+                    for _, block in instance.get_block_device_mapping:
+                        block.delete_on_termination = True
                     instance.teardown_defaults()
+                del self.reservations[key]
             raise
 
     def _set_network(self, kwargs: dict[str, Any], template: Mapping[str, Any], group_names: Sequence[str]) -> None:

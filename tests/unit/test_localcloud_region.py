@@ -290,6 +290,9 @@ def test_volumes_come_and_stay(region: Client) -> None:
 
 def test_what_aws_refuses_is_refused(region: Client) -> None:
     before = region.aws().describe_instances()["Reservations"]
+    volumes = region.aws().describe_volumes()["Volumes"]
+    with refused("InvalidParameterDependency"):  # found out when the other volume is made already
+        region.run(BlockDeviceMappings=[{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 4, "VolumeType": "io1"}}])
     with refused("InvalidAMIID.NotFound"):
         region.run(ImageId="ami-00000000000000000")
     with refused("InvalidKeyPair.NotFound"):
@@ -303,6 +306,7 @@ def test_what_aws_refuses_is_refused(region: Client) -> None:
     with refused("InvalidBlockDeviceMapping"):
         region.aws().register_image(Name="rootless", RootDeviceName="/dev/xvda")
     assert region.aws().describe_instances()["Reservations"] == before, "nothing half-made is left"
+    assert region.aws().describe_volumes()["Volumes"] == volumes
 
 
 def test_one_client_token_is_one_instance(region: Client) -> None:
