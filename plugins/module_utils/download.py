@@ -42,6 +42,7 @@ class Stream(io.RawIOBase):
         self.size: int | None = None
         self.resumed = 0
         self._hash = hashlib.sha256()
+        self.type = ""
         self._tag: str | None = None
         self._answer: IO[bytes] | None = None
         self._failed = 0
@@ -91,11 +92,11 @@ class Stream(io.RawIOBase):
         time.sleep(min(self.pause * 2 ** (self._failed - 1), 30))
 
     def _some(self, limit: int) -> bytes:
-        if self._answer is None:
-            self._open()
+        answer = self._answer
+        if answer is None:
+            answer = self._open()
             self.resumed += 1
-        assert self._answer is not None
-        data = self._answer.read(limit)
+        data = answer.read(limit)
         if not data and self.size is not None and self.received < self.size:
             raise ConnectionError(f"the connection ended {self.size - self.received} bytes early")
         if data:
@@ -104,13 +105,13 @@ class Stream(io.RawIOBase):
             self._hash.update(data)
         return data
 
-    def _open(self) -> None:
+    def _open(self) -> IO[bytes]:
         request = urllib.request.Request(self.url)  # noqa: S310  (the scheme was checked)
         if self.received:
             request.add_header("Range", f"bytes={self.received}-")
             if self._tag:
                 request.add_header("If-Range", self._tag)
-        answer = urllib.request.urlopen(request, timeout=self.timeout)  # noqa: S310
+        answer: Any = urllib.request.urlopen(request, timeout=self.timeout)  # noqa: S310
         self._answer = answer
         length = answer.headers.get("Content-Length")
         if not self.received:
@@ -119,16 +120,17 @@ class Stream(io.RawIOBase):
             tag = answer.headers.get("ETag")
             # A weak tag does not promise the same bytes, so it cannot guard a resumed read.
             self._tag = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
-            return
+            return self._answer
         if answer.status == 206:
             start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             if not start or int(start[1]) != self.received:
                 raise DownloadError(f"{self.url}: asked for the rest from byte {self.received}, got another part")
-            return
+            return self._answer
         # The whole file again: either ranges are not supported, or it was replaced while it was being read.
         if self.size is not None and length and int(length) != self.size:
             raise DownloadError(f"{self.url}: the file was replaced while it was being read")
         self._skip(answer, self.received)
+        return self._answer
 
     @staticmethod
     def _skip(answer: IO[bytes], count: int) -> None:

@@ -69,7 +69,7 @@ from typing import Any
 try:
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
-    pass  # AnsibleAWSModule tells
+    ClientError = BotoCoreError = OSError  # AnsibleAWSModule tells what is missing
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 
@@ -178,7 +178,10 @@ def look(module: AnsibleAWSModule) -> dict[str, Any]:
     if params["security_group"]:
         found["security group"] = {params["security_group"]: group_state(ec2, params["security_group"], wanted)}
     foreign = [
-        f"{kind} {name}" for kind, group in found.items() for name, state in group.items() if state["exists"] and not state["ours"]
+        f"{kind} {name}"
+        for kind, group in found.items()
+        for name, state in group.items()
+        if state["exists"] and not state["ours"]
     ]
     return {
         "account": account,

@@ -46,7 +46,7 @@ from typing import Any
 try:
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
-    pass  # AnsibleAWSModule tells
+    ClientError = BotoCoreError = OSError  # AnsibleAWSModule tells what is missing
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 

@@ -130,29 +130,40 @@ def plan(release: dict[str, Any], assemblies: Iterable[str]) -> list[Part]:
             raise DatabundleError(
                 f"assembly {assembly} is not part of release {release['release']}; allowed: {allowed}"
             )
-        proofs = [(bundle["version_file"].format(assembly=assembly), bundle["version_text"])]
+        proofs: list[tuple[str, str | None]] = [
+            (bundle["version_file"].format(assembly=assembly), bundle["version_text"])
+        ]
         if vep["location"] == "in_bundle":
             proofs.append((f"data/{assembly}/.vep/homo_sapiens", None))
         parts.append(
-            part(release, f"bundle {bundle['date']} {assembly}", f"bundles/{bundle['date']}", f"data/{assembly}",
-                 bundle["archives"].get(assembly), tuple(proofs))
-        )  # fmt: skip
+            Part(
+                label=f"bundle {bundle['date']} {assembly}",
+                home=f"bundles/{bundle['date']}",
+                member=f"data/{assembly}",
+                proofs=tuple(proofs),
+                **archive_of(release, bundle["archives"], assembly, "bundle"),
+            )
+        )
         if vep["location"] == "separate":
             member = f"homo_sapiens/{vep['release']}_{ENSEMBL[assembly]}"
             parts.append(
-                part(release, f"VEP cache {vep['release']} {assembly}", f"vep/{vep['release']}", member,
-                     vep["archives"].get(assembly), ((member, None),))
-            )  # fmt: skip
+                Part(
+                    label=f"VEP cache {vep['release']} {assembly}",
+                    home=f"vep/{vep['release']}",
+                    member=member,
+                    proofs=((member, None),),
+                    **archive_of(release, vep["archives"], assembly, "VEP cache"),
+                )
+            )
     return parts
 
 
-def part(
-    release: dict[str, Any], label: str, home: str, member: str, archive: dict[str, Any] | None, proofs: tuple[Any, ...]
-) -> Part:
-    """A Part made from its entry in the release file; raises DatabundleError when the release does not name an archive."""
-    if not archive or not archive.get("file"):
-        raise DatabundleError(f"release {release['release']}: no archive is known for {label}")
-    return Part(label, home, member, archive["file"], archive.get("url"), archive.get("sha256"), proofs)
+def archive_of(release: dict[str, Any], archives: dict[str, Any], assembly: str, what: str) -> dict[str, Any]:
+    """File name, address and checksum of an assembly's archive; raises DatabundleError when the release names none."""
+    entry = archives.get(assembly) or {}
+    if not entry.get("file"):
+        raise DatabundleError(f"release {release['release']}: no archive of the {what} is known for {assembly}")
+    return {"archive": entry["file"], "url": entry.get("url"), "sha256": entry.get("sha256")}
 
 
 def read_stamp(folder: str) -> dict[str, Any]:
@@ -182,10 +193,7 @@ def verify(item: Part, base: str) -> str | None:
 def is_current(item: Part, root: str) -> bool:
     """True when the installed folder was made from the wanted archive and is still there."""
     stamp = read_stamp(item.folder(root))
-    if item.sha256:
-        same = stamp.get("sha256") == item.sha256.lower()
-    else:
-        same = stamp.get("archive") == item.archive
+    same = stamp.get("sha256") == item.sha256.lower() if item.sha256 else stamp.get("archive") == item.archive
     return same and verify(item, os.path.join(root, item.home)) is None
 
 

@@ -162,7 +162,9 @@ def wait(ec2: Any, name: str, instance: str, seconds: int) -> dict[str, Any]:
         if state == "running" and address(found):
             return dict(found)
         if state in ("shutting-down", "terminated"):
-            reason = found.get("StateReason", {}).get("Message") or found.get("StateTransitionReason") or "no reason given"
+            reason = (
+                found.get("StateReason", {}).get("Message") or found.get("StateTransitionReason") or "no reason given"
+            )
             raise MachineError(f"machine {name} ({instance}) ended while it was starting: {reason}")
         if time.monotonic() > end:
             raise MachineError(f"machine {name} ({instance}) is still {state} after {seconds} seconds")
@@ -216,7 +218,7 @@ def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float 
         filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
         products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=1)["PriceList"]
         return listed_price(products[0])
-    except Exception:  # noqa: BLE001  (a price is a courtesy: whatever is missing, the machine is there)
+    except Exception:  # a price is a courtesy: whatever is missing, the machine is there
         return None
 
 
@@ -225,7 +227,9 @@ def present(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
     params = module.params
     found = find(ec2, params["name"])
     if len(found) > 1:
-        raise MachineError(f"{len(found)} machines are tagged {TAG}: {params['name']} ({', '.join(m['InstanceId'] for m in found)}); one is expected")
+        raise MachineError(
+            f"{len(found)} machines are tagged {TAG}: {params['name']} ({', '.join(m['InstanceId'] for m in found)}); one is expected"
+        )
     stopped = [machine["InstanceId"] for machine in found if machine["State"]["Name"] in ("stopping", "stopped")]
     changed = not found or bool(stopped)
     if module.check_mode and changed:

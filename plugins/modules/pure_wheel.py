@@ -77,7 +77,9 @@ def package_files(source: Path) -> dict[str, bytes]:
     return {
         path.relative_to(src).as_posix(): path.read_bytes()
         for path in sorted(src.rglob("*"))
-        if path.is_file() and not {"__pycache__"} & set(path.parts) and not any(p.endswith(".egg-info") for p in path.parts)
+        if path.is_file()
+        and not {"__pycache__"} & set(path.parts)
+        and not any(p.endswith(".egg-info") for p in path.parts)
     }
 
 
@@ -85,7 +87,11 @@ def version(project: dict[str, Any], files: dict[str, bytes], package: str) -> s
     """The version in pyproject.toml, or `__version__` of the package."""
     if "version" in project:
         return str(project["version"])
-    match = re.search(r"""^__version__\s*(?::\s*\w+\s*)?=\s*["']([^"']+)["']""", files[f"{package}/__init__.py"].decode(), re.MULTILINE)
+    match = re.search(
+        r"""^__version__\s*(?::\s*\w+\s*)?=\s*["']([^"']+)["']""",
+        files[f"{package}/__init__.py"].decode(),
+        re.MULTILINE,
+    )
     if not match:
         raise PackageError(f"{package}/__init__.py: no __version__")
     return match[1]

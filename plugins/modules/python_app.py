@@ -69,7 +69,7 @@ import tempfile
 from ansible.module_utils.basic import AnsibleModule
 
 STAMP = ".umccr.pcgr.json"
-# Where Debian and Ubuntu keep the pip that their python3-venv needs.
+# Where the package python3-pip-whl of Debian and Ubuntu puts pip.
 SYSTEM_PIP = "/usr/share/python-wheels/pip-*.whl"
 
 
@@ -97,9 +97,21 @@ def install(module: AnsibleModule, fresh: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         listing = os.path.join(folder, "requirements.txt")
         with open(listing, "w", encoding="utf-8") as handle:
-            handle.write(f"{params['requirements'].rstrip()}\n{params['wheel']} --hash=sha256:{params['wheel_sha256']}\n")
+            handle.write(
+                f"{params['requirements'].rstrip()}\n{params['wheel']} --hash=sha256:{params['wheel_sha256']}\n"
+            )
         command = [os.path.join(path, "bin/python"), *([f"{system_pip[0]}/pip"] if system_pip else ["-m", "pip"])]
-        command += ["install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", listing]
+        command += [
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--requirement",
+            listing,
+        ]
         if params["find_links"]:
             command += ["--no-index", "--find-links", params["find_links"]]
         if params["trusted_host"]:
@@ -113,7 +125,9 @@ def run(module: AnsibleModule, command: list[str], what: str) -> None:
     if code:
         lines = [line for line in (err + "\n" + out).splitlines() if line.strip()]
         told = next((line for line in lines if "ERROR" in line), lines[-1] if lines else f"exit code {code}")
-        module.fail_json(msg=f"{module.params['path']}: {what} failed: {told.strip()}", command=command, stderr=err, stdout=out)
+        module.fail_json(
+            msg=f"{module.params['path']}: {what} failed: {told.strip()}", command=command, stderr=err, stdout=out
+        )
 
 
 def main() -> None:

@@ -77,6 +77,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import DownloadError, address, mirror_checksums, save
 
+# What a registry says when asking again will not help.
+PERMANENT = ("manifest unknown", "not found", "denied", "unauthorized")
+
 
 class ImageError(Exception):
     """The image cannot be had; the text is one line."""
@@ -106,17 +109,16 @@ class Docker:
 
     def pull(self, name: str, attempts: int) -> None:
         """Pull `name`; layers that arrived are kept between attempts, so trying again resumes."""
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, attempts):
             try:
                 self.run("pull", "--quiet", name)
-                return
             except ImageError as error:
-                permanent = any(
-                    word in str(error) for word in ("manifest unknown", "not found", "denied", "unauthorized")
-                )
-                if permanent or attempt == attempts:
+                if any(word in str(error) for word in PERMANENT):
                     raise
+            else:
+                return
             time.sleep(min(2**attempt, 30))
+        self.run("pull", "--quiet", name)
 
 
 def pinned(reference: str, digest: str | None) -> str:
@@ -170,45 +172,56 @@ def provide(module: AnsibleModule) -> None:
     if not docker.program and not module.check_mode:
         raise ImageError("the docker command is not on this machine; the role umccr.pcgr.docker installs it")
     before = read_record(params["record"])
-    wanted: dict[str, Any] = {"kind": "docker", "reference": params["reference"], "digest": params["digest"]}
-    name = pinned(params["reference"], params["digest"])
-    sha256 = None
-    if params["archive"]:
-        if not params["mirror_url"]:
-            raise ImageError(
-                f"{params['reference']} comes from the archive {params['archive']}: set pcgr_mirror_url to a folder that has it"
-            )
-        name = params["reference"]
-        wanted["archive"] = params["archive"]
-        sha256, unknown = checksum(params)
-        here = docker.image_id(before.get("image") or name)
-        current = (
-            bool(here) and before.get("archive") == params["archive"] and sha256 in (None, before.get("archive_sha256"))
-        )
-        if unknown:
-            if not current and not module.check_mode:
-                raise ImageError(unknown)
-            module.warn(f"the image's checksum could not be compared: {unknown}")
-        if current:
-            sha256 = before.get("archive_sha256")
-    else:
-        here = docker.image_id(name)
-        current = bool(here)
-    if not current and not module.check_mode:
-        if params["archive"]:
-            sha256 = load(docker, params, sha256)
-        else:
-            docker.pull(name, params["attempts"])
-        here = docker.image_id(name)
-        if not here:
-            raise ImageError(f"{name}: docker does not know the image after it was brought")
-    if params["archive"]:
-        wanted["archive_sha256"] = sha256
-    wanted["image"] = here or ""
-    changed = not current or before != wanted
+    wanted = {"kind": "docker", "reference": params["reference"], "digest": params["digest"]}
+    wanted |= from_archive(module, docker, before) if params["archive"] else from_registry(module, docker)
+    brought = wanted.pop("brought")
+    changed = brought or before != wanted
     if changed and not module.check_mode:
         write_record(params["record"], wanted)
     module.exit_json(changed=changed, image=wanted["image"])
+
+
+def from_registry(module: AnsibleModule, docker: Docker) -> dict[str, Any]:
+    """Have the image from its registry; `image` and whether it was `brought`."""
+    name = pinned(module.params["reference"], module.params["digest"])
+    image = docker.image_id(name)
+    brought = image is None
+    if brought and not module.check_mode:
+        docker.pull(name, module.params["attempts"])
+        image = known(docker, name)
+    return {"image": image or "", "brought": brought}
+
+
+def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
+    """Have the image from the mirror's archive; `image`, the archive and its checksum, and whether it was `brought`."""
+    params = module.params
+    archive = params["archive"]
+    if not params["mirror_url"]:
+        raise ImageError(
+            f"{params['reference']} comes from the archive {archive}: set pcgr_mirror_url to a folder that has it"
+        )
+    sha256, unknown = checksum(params)
+    image = docker.image_id(before["image"]) if before.get("image") else None
+    same = before.get("archive") == archive and sha256 in (None, before.get("archive_sha256"))
+    brought = not (image and same)
+    if unknown:
+        if brought and not module.check_mode:
+            raise ImageError(unknown)
+        module.warn(f"the image's checksum could not be compared: {unknown}")
+    if not brought:
+        sha256 = before.get("archive_sha256")
+    elif not module.check_mode:
+        sha256 = load(docker, params, sha256)
+        image = known(docker, params["reference"])
+    return {"image": image or "", "archive": archive, "archive_sha256": sha256, "brought": brought}
+
+
+def known(docker: Docker, name: str) -> str:
+    """Id of an image that was just brought; raises ImageError when docker does not have it."""
+    image = docker.image_id(name)
+    if not image:
+        raise ImageError(f"{name}: docker does not know the image after it was brought")
+    return image
 
 
 def checksum(params: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -231,7 +244,7 @@ def main() -> None:
             "archive": {"type": "str"},
             "mirror_url": {"type": "str"},
             "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "scratch": {"type": "path", "default": "/var/tmp"},
+            "scratch": {"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
             "timeout": {"type": "int", "default": 60},
             "attempts": {"type": "int", "default": 6},
         },
@@ -242,12 +255,7 @@ def main() -> None:
     except (ImageError, DownloadError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{error.filename or params_path(module)}: {error.strerror or error}")
-
-
-def params_path(module: AnsibleModule) -> str:
-    """The path to name when an error does not carry one."""
-    return str(module.params["scratch"])
+        module.fail_json(msg=f"{error.filename or module.params['scratch']}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ def run(name: str, /, *, check: bool = False, **arguments: Any) -> dict[str, Any
     """Run module `name` with `arguments`; its answer, with `failed` set when it failed."""
     module = load(f"modules.{name}")
     out = io.StringIO()
-    with patch_module_args(arguments | {"_ansible_check_mode": check}), redirect_stdout(out):
-        with suppress(SystemExit):
-            module.main()
+    with patch_module_args(arguments | {"_ansible_check_mode": check}), redirect_stdout(out), suppress(SystemExit):
+        module.main()
     answer: dict[str, Any] = json.loads(out.getvalue())
     return answer

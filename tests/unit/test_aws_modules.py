@@ -41,11 +41,16 @@ def image() -> str:
 
 
 def machine(**more: Any) -> dict[str, Any]:
-    return run("ec2_machine", **({"name": "demo", "region": REGION, "image": image(), "instance_type": "m5.xlarge", "volume_gb": 20} | more))
+    return run(
+        "ec2_machine",
+        **({"name": "demo", "region": REGION, "image": image(), "instance_type": "m5.xlarge", "volume_gb": 20} | more),
+    )
 
 
 def instance(answer: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = ec2().describe_instances(InstanceIds=[answer["machine"]["id"]])["Reservations"][0]["Instances"][0]
+    found: dict[str, Any] = ec2().describe_instances(InstanceIds=[answer["machine"]["id"]])["Reservations"][0][
+        "Instances"
+    ][0]
     return found
 
 
@@ -145,9 +150,7 @@ def test_ours_and_others_are_told_apart(value: str | None) -> None:
         ),
     }.items():
         make([{"ResourceType": kind, "Tags": tags}])
-    answer = owned(
-        bucket="demo-bucket", queues=["demo"], role="demo-machine", key_name="demo", security_group="demo"
-    )
+    answer = owned(bucket="demo-bucket", queues=["demo"], role="demo-machine", key_name="demo", security_group="demo")
     states = [state for group in answer["resources"].values() for state in group.values()]
     assert len(states) == 5
     assert all(state["exists"] for state in states)
@@ -222,7 +225,12 @@ def test_only_samples_reach_the_queue(queue_arn: str) -> None:
 
 def test_answers_of_s3_that_mean_the_same_are_no_change() -> None:
     module = load("modules.bucket_events")
-    mine = {"Id": "i", "QueueArn": "a", "Events": ["e"], "Filter": {"Key": {"FilterRules": [{"Name": "suffix", "Value": "x"}]}}}
+    mine = {
+        "Id": "i",
+        "QueueArn": "a",
+        "Events": ["e"],
+        "Filter": {"Key": {"FilterRules": [{"Name": "suffix", "Value": "x"}]}},
+    }
     rules = [{"Name": "Prefix", "Value": ""}, {"Name": "Suffix", "Value": "x"}]
     theirs = mine | {"Filter": {"Key": {"FilterRules": rules}}}
     assert module.comparable([mine]) == module.comparable([theirs])

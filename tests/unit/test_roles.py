@@ -47,7 +47,13 @@ def test_options_are_documented_as_they_are(name: str) -> None:
 
 
 def test_differences_are_found() -> None:
-    spec = {"same": {"default": 1}, "other": {"default": 1}, "kind": {"default": 1}, "gone": {}, "made": {"default": "x"}}
+    spec = {
+        "same": {"default": 1},
+        "other": {"default": 1},
+        "kind": {"default": 1},
+        "gone": {},
+        "made": {"default": "x"},
+    }
     defaults = {"same": 1, "other": 2, "kind": True, "new": 1, "made": "{{ x }}"}
     assert [fault.split(":")[0] for fault in differences(defaults, spec)] == ["gone", "kind", "made", "new", "other"]
 

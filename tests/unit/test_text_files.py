@@ -15,7 +15,9 @@ from tests.unit.module_runner import run
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
 
-def write(path: Path, content: str, *, check: bool = False, absent: list[str] | None = None, **more: Any) -> dict[str, Any]:
+def write(
+    path: Path, content: str, *, check: bool = False, absent: list[str] | None = None, **more: Any
+) -> dict[str, Any]:
     item = {"path": str(path), "content": content, **ME, **more}
     return run("text_files", check=check, files=[item], absent=absent or [])
 
@@ -26,7 +28,7 @@ def test_writes_once(tmp_path: Path) -> None:
     assert path.read_text() == "one\n"
     assert path.stat().st_mode & 0o777 == 0o640
     assert write(path, "one", mode="0640")["changed"] is False
-    assert os.listdir(path.parent) == ["file"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("change", [{"content": "two"}, {"mode": "0600"}])
@@ -66,7 +68,11 @@ def test_removes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"mode": "rw"}, "octal"), ({"owner": "nobody-here"}, "nobody-here"), ({"path": "/proc/self/nope/file"}, "/proc/self/nope")],
+    [
+        ({"mode": "rw"}, "octal"),
+        ({"owner": "nobody-here"}, "nobody-here"),
+        ({"path": "/proc/self/nope/file"}, "/proc/self/nope"),
+    ],
 )
 def test_refusals_are_one_line(tmp_path: Path, wrong: dict[str, str], words: str) -> None:
     item = {"path": str(tmp_path / "file"), "content": "x", **ME} | wrong
