@@ -26,7 +26,7 @@ def fresh_answer() -> Iterator[None]:
         ("flags\t\t: fpu vmx sse2\n", True),
         ("processor\t: 0\nflags\t\t: fpu svm\n", True),
         ("flags\t\t: fpu svme_addr_chk sse2\n", False),
-        ("vmx flags\t: vnmi\n", False),
+        ("vmx flags\t: vnmi svm\n", False),
         ("model name\t: vmx\nflags\t\t: fpu\n", False),
         ("", False),
     ],
