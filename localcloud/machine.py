@@ -234,7 +234,10 @@ class Control:
         self._socket = self._connect(path, process)
         self._socket.settimeout(ANSWER_SECONDS)
         self._stream = self._socket.makefile("rwb")
-        self._read()
+        try:
+            self._read()  # the greeting
+        except OSError as error:
+            raise MachineError(f"QEMU closed its control socket ({error})") from error
         self("qmp_capabilities")
 
     def __call__(self, command: str, **arguments: Any) -> Any:

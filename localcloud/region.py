@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from localcloud import metadata
 from localcloud.identity import Identities
 from localcloud.machine import Machine, MachineError, Spec
 from localcloud.moto_hooks import EC2Backend, Instance
-from localcloud.settings import ACCOUNT, Settings
+from localcloud.settings import ACCOUNT, SSH_PORT, Settings
 from localcloud.volumes import Disks
 from localcloud.world import Pair
 
@@ -75,7 +76,7 @@ class Region:
     def public_address(self) -> str:
         with self.lock:
             used = {nic.public_ip for backend in self._backends() for nic in list(backend.enis.values())}
-            return next(address for address in self._addresses if address not in used)
+            return next(address for address in self._addresses if address not in used and _is_free(address))
 
     def has_machine(self, instance_id: str) -> bool:
         return instance_id in self._machines
@@ -224,10 +225,10 @@ class Region:
             log=folder / "qemu.log",
             public_ip=instance.public_ip,
         )
-        self._services[instance.id] = metadata.serve(spec.metadata_socket, lambda: self._view(backend, instance))
         try:
+            self._services[instance.id] = metadata.serve(spec.metadata_socket, lambda: self._view(backend, instance))
             self._machines[instance.id] = Machine.launch(spec)
-        except MachineError as error:
+        except (MachineError, OSError) as error:
             log.error("%s", error)  # noqa: TRY400 - one line says it all
             self._drop(instance.id)
             instance.become("shutting-down", (HOST_END[0], "Internal error on launch"))
@@ -368,3 +369,14 @@ def _shape(backend: EC2Backend, instance_type: str) -> tuple[int, int]:
     """vCPUs and MiB of memory of an instance type."""
     found = backend.describe_instance_types([instance_type])[0]
     return int(found["VCpuInfo"]["DefaultVCpus"]), int(found["MemoryInfo"]["SizeInMiB"])
+
+
+def _is_free(address: str) -> bool:
+    """Whether nothing listens at the SSH port of ``address``, such as a machine that someone else left behind."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not count
+        try:
+            probe.bind((address, SSH_PORT))
+        except OSError:
+            return False
+    return True

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -345,6 +346,20 @@ def test_only_running_spot_instances_are_interrupted(region: Client) -> None:
     assert region.cli("rebalance", instance_id).returncode == 1
 
 
+def test_address_that_someone_listens_at_is_not_given_out(region: Client) -> None:
+    first = region.run()
+    assert region.becomes(first, "running")
+    network, last = region.instance(first)["PublicIpAddress"].rsplit(".", 1)
+    following = f"{network}.{int(last) + 1}"
+    with socket.create_server((following, 2222)):
+        second = region.run()
+        assert region.becomes(second, "running")
+        assert region.instance(second)["PublicIpAddress"] != following
+    region.aws().terminate_instances(InstanceIds=[first, second])
+    assert region.becomes(first, "terminated")
+    assert region.becomes(second, "terminated")
+
+
 def test_machine_that_dies_is_an_internal_error(region: Client) -> None:
     before = set(region.machines())
     instance_id = region.run()
@@ -432,6 +447,7 @@ def test_interrupted_or_killed_run_leaves_no_process(tmp_path: Path, number: sig
     os.killpg(process.pid, number)  # as Ctrl-C does
     process.wait(60)
     assert wait_for(lambda: not processes(str(tmp_path)), 10)
+    subprocess.run([sys.executable, "-m", "localcloud", "down"], cwd=ROOT, env=settings(tmp_path), check=True)
 
 
 def test_up_and_down(tmp_path: Path) -> None:
