@@ -97,6 +97,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     process = _start(settings, options, ["setpriv", "--pdeathsig", "KILL"])
     try:
         with subprocess.Popen(command, env=os.environ | _environment(settings)) as child:
+            signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # then this process ends as the command does
             while True:
                 try:
                     return child.wait()

@@ -438,13 +438,13 @@ def test_run_gives_the_command_a_region_and_takes_it_away(tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "region.log"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_or_killed_run_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     process = run_command(tmp_path, "time.sleep(600)")
     assert process.stdout
     assert process.stdout.readline() == "running\n"
     assert processes(str(tmp_path)), "there is something to leave behind"
-    os.killpg(process.pid, number)  # as Ctrl-C does
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)  # Ctrl-C reaches the command too
     process.wait(60)
     assert wait_for(lambda: not processes(str(tmp_path)), 10)
     subprocess.run([sys.executable, "-m", "localcloud", "down"], cwd=ROOT, env=settings(tmp_path), check=True)
