@@ -145,7 +145,12 @@ def test_layer_is_the_same_every_time_and_prunes(tmp_path: Path) -> None:
         f"{layer.SITE}/pkg/a.py",
         f"{layer.SITE}/pcgr_rehearsal/run.py",
     } <= entries.keys()
-    assert {"usr/lib/python3.11/__pycache__/re.cpython-311.pyc", f"{layer.PREFIX}/bin/pcgr", "tmp", "proc"} <= entries.keys()
+    assert {
+        "usr/lib/python3.11/__pycache__/re.cpython-311.pyc",
+        f"{layer.PREFIX}/bin/pcgr",
+        "tmp",
+        "proc",
+    } <= entries.keys()
     assert not {"usr/share/doc/x/changelog", f"{layer.SITE}/bin/tool", f"{layer.SITE}/pkg/a.pxd"} & entries.keys()
     assert {entry.mtime for entry in entries.values()} == {1000}
     assert {entry.uid for entry in entries.values()} == {0}
