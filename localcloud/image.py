@@ -47,8 +47,9 @@ NEEDED = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "grub-mkimage": 
 MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "cloud-init-hotplugd.socket", "dev-hugepages.mount",
     "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service",
-    "modprobe@drm.service", "modprobe@efi_pstore.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
-    "systemd-binfmt.service", "systemd-pstore.service",
+    "modprobe@dm_mod.service", "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
+    "modprobe@loop.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-binfmt.service",
+    "systemd-pstore.service",
 )  # fmt: skip
 
 # An emulated processor does not speculate, and reading its time stamp is far cheaper than asking an emulated timer.
@@ -235,14 +236,15 @@ def _make_file_system(staging: Path, identifier: str, helper: Sequence[str]) -> 
     """Put the tree into an ext4 file system at its place in ``staging/disk.raw``."""
     _write_tar(staging / "late.tar", _late_files(identifier))
     blocks = (DISK_BYTES - PARTITION_START) // 1024
-    # Tables are written now and not by the guest's kernel thread later, which costs an overlay 128 MB.
+    # Device nodes are the kernel's business, and without root they cannot be made. Inode tables are written now, not
+    # by the guest's kernel later, which would cost each overlay 128 MB.
     extended = f"offset={PARTITION_START},lazy_itable_init=0,lazy_journal_init=0"
     script = f"""set -e
 umask 022
 cd {shlex.quote(str(staging))}
 trap 'rm -rf tree' EXIT
 mkdir tree
-tar -C tree --numeric-owner --xattrs --xattrs-include='*' -xf root.tar
+tar -C tree --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/*' -xf root.tar
 rm -f tree/etc/ssh/ssh_host_* tree/etc/resolv.conf tree/etc/machine-id
 tar -C tree --numeric-owner -xf late.tar
 truncate -s {DISK_BYTES} disk.raw
@@ -314,5 +316,5 @@ def _write_boot_loader(disk: Path, staging: Path) -> None:
 def _run(command: Sequence[str]) -> None:
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        reason = "; ".join(result.stderr.strip().splitlines()[:3]) or "no output"
         raise ImageError(f"base image: {Path(command[0]).name} ended with {result.returncode}: {reason}")

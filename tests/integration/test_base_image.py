@@ -130,7 +130,7 @@ def test_user_data_ran_as_root_with_the_host_name_set(guest: Guest) -> None:
 
 def test_only_the_login_user_with_the_key_gets_in(guest: Guest) -> None:
     assert guest.run("sudo -n id -u") == "0"
-    assert guest.ssh("true", user="root").stdout != "" or guest.ssh("id -u", user="root").returncode != 0
+    assert f'Please login as the user "{image.LOGIN_USER}"' in guest.ssh("id -u", user="root").stdout
     assert guest.ssh("true", user="debian").returncode == 255
     settings = guest.run("sudo -n sshd -T")
     assert "passwordauthentication no" in settings
