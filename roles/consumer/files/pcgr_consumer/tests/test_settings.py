@@ -106,6 +106,12 @@ def test_companions(tmp_path: Path) -> None:
     path.write_text(json.dumps({"release": "2.3.2", "bundle": {}}))
     with pytest.raises(SettingsError, match=r"bundle\.date: missing"):
         read_release(path)
+    release = {"release": "0.9.2", "bundle": {"date": "20210627"}, "vep": {"release": 104}, "dialect": {"runs_in": "container"}}
+    path.write_text(json.dumps(release))
+    assert read_release(path)["release"] == "0.9.2"
+    path.write_text(json.dumps(release | {"dialect": {"runs_in": "host"}}))
+    with pytest.raises(SettingsError, match=r"found 0\.9\.2, allowed: 1\.0\.0 and newer"):
+        read_release(path)
     path.write_text("{")
     with pytest.raises(SettingsError, match="not valid JSON"):
         read_release(path)

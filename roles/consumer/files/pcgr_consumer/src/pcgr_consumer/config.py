@@ -225,4 +225,8 @@ def read_release(path: Path) -> dict[str, Any]:
             value = value.get(key) if isinstance(value, dict) else None
         if value is None:
             raise SettingsError(f"{path}: {'.'.join(keys)}: missing, it is required")
+    if release["dialect"].get("runs_in") == "host":
+        raise SettingsError(
+            f"{path}: release: found {release['release']}, allowed: 1.0.0 and newer (older ones run docker themselves)"
+        )
     return release
