@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import re
+import socket
 import sys
 import tarfile
 import time
@@ -57,6 +58,15 @@ def eventually(look: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
+def ssh_answers(address: str, port: int) -> bool:
+    """Whether a server greets; the connection alone says nothing, user networking takes it before the machine is up."""
+    try:
+        with socket.create_connection((address, port), timeout=5) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
 def instances(region: Region) -> list[dict[str, Any]]:
     answer = region.client("ec2").describe_instances(Filters=[{"Name": "tag:umccr.pcgr", "Values": [NAME]}])
     return [instance for reservation in answer["Reservations"] for instance in reservation["Instances"]]
@@ -99,13 +109,14 @@ def test_check_mode_passes_on_a_machine_that_only_booted(region: Region) -> None
     ids = [launched["InstanceId"]]
     ec2.get_waiter("instance_running").wait(InstanceIds=ids)
     address = ec2.describe_instances(InstanceIds=ids)["Reservations"][0]["Instances"][0]["PublicIpAddress"]
+    assert eventually(lambda: ssh_answers(address, region.variables["aws_ssh_port"]), 600)
     inventory = region.folder / "inventory.yml"
     connection = {
         "ansible_host": address,
         "ansible_port": region.variables["aws_ssh_port"],
         "ansible_user": "admin",
         "ansible_ssh_private_key_file": str(region.key),
-        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectionAttempts=60",
+        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
     }
     inventory.write_text(json.dumps({"pcgr": {"hosts": {"plain": connection}}}))
     recap = play(region, "site.yml", "--check", "-i", str(inventory), consumer_queue_name="pcgr")
@@ -163,12 +174,9 @@ def test_the_tool_runs(host: Any) -> None:
 
 
 def test_only_ssh_listens_to_the_outside(host: Any) -> None:
-    outside = {
-        socket
-        for socket in host.check_output("ss -Hltn | awk '{print $4}'").splitlines()
-        if not socket.startswith(("127.", "[::1]"))
-    }
-    assert {socket.rpartition(":")[2] for socket in outside} == {"22"}
+    listening = host.check_output("ss -Hltn | awk '{print $4}'").splitlines()
+    outside = {where for where in listening if not where.startswith(("127.", "[::1]"))}
+    assert {where.rpartition(":")[2] for where in outside} == {"22"}
 
 
 def test_bad_samples_fail_in_one_line_and_good_ones_after_them_are_reported(region: Region) -> None:

@@ -125,7 +125,7 @@ def test_a_claim_taken_over_is_noticed_and_the_other_worker_finishes(
 
     def steal(job: Any) -> None:
         if len(spool.runtime.jobs) == 1:
-            held = next(path for path in (spool.root / "claimed").iterdir() if path.is_dir())
+            (held,) = (spool.root / "claimed").glob("*.1.*")
             held.rename(held.with_name(held.name.replace(".1.", ".2.", 1)))  # what a take-over does
 
     spool.runtime.on_run = steal
