@@ -48,7 +48,9 @@ def _files(apt: Path, pattern: str) -> list[Path]:
 def _stanzas(path: Path) -> Iterable[str]:
     for stanza in re.split(r"\n\s*\n", path.read_text()):
         text = "\n".join(line for line in stanza.splitlines() if line.strip() and not line.startswith("#"))
-        fields = {name.lower(): value.split() for name, value in re.findall(r"(?m)^([\w-]+):((?:.*(?:\n[ \t].*)*))", text)}
+        fields = {
+            name.lower(): value.split() for name, value in re.findall(r"(?m)^([\w-]+):((?:.*(?:\n[ \t].*)*))", text)
+        }
         if fields.get("enabled") != ["no"] and _usable(
             fields.get("uris", []), fields.get("suites", []), fields.get("signed-by", [])
         ):

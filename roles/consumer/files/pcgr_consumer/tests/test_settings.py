@@ -106,7 +106,12 @@ def test_companions(tmp_path: Path) -> None:
     path.write_text(json.dumps({"release": "2.3.2", "bundle": {}}))
     with pytest.raises(SettingsError, match=r"bundle\.date: missing"):
         read_release(path)
-    release = {"release": "0.9.2", "bundle": {"date": "20210627"}, "vep": {"release": 104}, "dialect": {"runs_in": "container"}}
+    release = {
+        "release": "0.9.2",
+        "bundle": {"date": "20210627"},
+        "vep": {"release": 104},
+        "dialect": {"runs_in": "container"},
+    }
     path.write_text(json.dumps(release))
     assert read_release(path)["release"] == "0.9.2"
     path.write_text(json.dumps(release | {"dialect": {"runs_in": "host"}}))
