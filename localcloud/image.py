@@ -158,7 +158,7 @@ def _check_host() -> None:
 
 def _build(disk: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], progress: Progress) -> None:
     for leftover in disk.parent.glob("build-*"):  # of a build that was killed; the lock says that none is running
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     # Without root, mmdebstrap works as a subordinate user, who can enter /tmp but seldom the caller's home.
     root = os.geteuid() == 0
     staging = Path(tempfile.mkdtemp(prefix="build-", dir=disk.parent if root else None))
@@ -176,7 +176,22 @@ def _build(disk: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], 
         progress("base image ready")
     finally:
         part.unlink(missing_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a build's folder. A killed mmdebstrap leaves parts of this host mounted in it: never remove through those."""
+
+    def mounted() -> list[str]:
+        table = Path("/proc/self/mountinfo").read_text().splitlines()
+        points = [line.split()[4].encode().decode("unicode_escape") for line in table]  # blanks are written \\040
+        return [point for point in points if Path(point).is_relative_to(folder.absolute())]
+
+    for point in reversed(mounted()):
+        subprocess.run(["umount", point], capture_output=True, check=False)
+    if left := mounted():
+        raise ImageError(f"base image: {folder}: an ended build left {left[0]} mounted there; unmount it first")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _bootstrap(staging: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], progress: Progress) -> None:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,29 @@ def test_certificate_authorities_of_the_host(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("no")
     assert hostapt.certificate_authorities(tmp_path) == {"company.crt": b"PEM"}
     assert hostapt.certificate_authorities(tmp_path / "none") == {}
+
+
+@pytest.fixture
+def leftover(tmp_path: Path) -> Iterator[Path]:
+    """A killed build's folder with a folder of the host mounted in it, which holds the file ``kept``."""
+    folder, outside = tmp_path / "build-x", tmp_path / "of the host"
+    (folder / "dev/shm").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "kept").touch()
+    mount = ["mount", "--bind", str(outside), str(folder / "dev/shm")]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder / "dev/shm"], check=False, capture_output=True)
+    assert (outside / "kept").exists()
+
+
+def test_what_a_killed_build_left_mounted_is_not_removed_with_it(leftover: Path) -> None:
+    image._remove(leftover)
+    assert not leftover.exists()
+
+
+def test_a_mount_that_stays_stops_the_removal(leftover: Path) -> None:
+    with (leftover / "dev/shm/kept").open(), pytest.raises(image.ImageError, match=r"left .*shm mounted"):
+        image._remove(leftover)
+    assert leftover.exists()

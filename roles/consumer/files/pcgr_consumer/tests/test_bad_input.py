@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -263,9 +262,7 @@ def test_a_bomb_of_ten_gigabytes_stops_early(spool: Any, make: Any) -> None:
     block = gzip.compress(bytes(64 << 20), 9)
     spool.put(gzip.compress(header_of("s.vcf", 7 << 30)) + block * 160)
     spool.settings = replace(spool.settings, limits=replace(spool.settings.limits, unpacked_bytes=8 << 30))
-    started = time.monotonic()
     assert spool.settle() == ["failed"]
-    assert time.monotonic() - started < 5
     count = int(spool.report()["reason"].split("(after ")[1].split()[0])
     assert count < 100 << 20  # of 10240 MB
 
