@@ -6,7 +6,6 @@ neither a mount nor a loop device nor partition nodes are needed. What is slimme
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -20,11 +19,10 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from localcloud import hostapt
+from localcloud import buildlock, hostapt
 
 SUITE = hostapt.SUITE
 DISK_BYTES = 8 * 2**30  # as Debian's own AWS images; sparse
@@ -119,7 +117,7 @@ def build_base_image(cache: Path, progress: Progress) -> Path:
     authorities = hostapt.certificate_authorities()
     cache.mkdir(parents=True, exist_ok=True)
     disk = cache / f"debian-12-localcloud-{_recipe(apt, authorities)}.raw"
-    with _locked(cache / "base-image.lock", progress):
+    with buildlock.held(cache / "base-image.lock", progress, "the base image"):
         if not disk.exists():
             _check_host()
             _build(disk, apt, authorities, progress)
@@ -132,17 +130,6 @@ def _recipe(apt: hostapt.Settings, authorities: Mapping[str, bytes]) -> str:
     trusted = sorted((name, text.decode("latin-1")) for name, text in authorities.items())
     inputs = json.dumps([code, apt.sources, apt.options, trusted])
     return hashlib.sha256(inputs.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another build of the base image")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _check_host() -> None:

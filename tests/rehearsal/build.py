@@ -8,7 +8,6 @@ rebuilt while the sources in this folder and the archives are as recorded.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import gzip
 import hashlib
 import json
@@ -19,8 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[0] = str(HERE.parents[1])
 
-from localcloud import hostapt  # noqa: E402
+from localcloud import buildlock, hostapt  # noqa: E402
 from tests.rehearsal import bundle, layer  # noqa: E402
 from tests.rehearsal.pcgr_rehearsal import PCGR_VERSION  # noqa: E402
 
@@ -52,7 +50,7 @@ def build(out: Path, cache: Path) -> dict[str, Any]:
     """
     out.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with buildlock.held(out / ".rehearsal.lock", _say, "the rehearsal image"):
         sources = source_hash()
         record = _recorded(out, sources)
         if record is None:
@@ -244,17 +242,6 @@ def _check_host() -> None:
         missing.append("uidmap (to build without root)")
     if missing:
         raise BuildError(f"rehearsal image: not installed on this host: {', '.join(missing)}")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    with (out / ".rehearsal.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("waiting for another build")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _run(command: Sequence[str], stdout: Any = subprocess.DEVNULL) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from localcloud import hostapt, image
+from localcloud import buildlock, hostapt, image
 
 needs_grub = pytest.mark.skipif(not (image.GRUB_FOLDER / "boot.img").exists(), reason="grub-pc-bin not installed")
 
@@ -88,10 +88,10 @@ def test_second_build_waits_for_the_first(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with image._locked(tmp_path / "lock", told.append):
+        with buildlock.held(tmp_path / "lock", told.append, "the base image"):
             order.append("second")
 
-    with image._locked(tmp_path / "lock", told.append):
+    with buildlock.held(tmp_path / "lock", told.append, "the base image"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)
