@@ -50,9 +50,18 @@ MASKED = (
     "systemd-pstore.service",
 )  # fmt: skip
 
+# systemd runs all of them at each daemon-reload, a dozen times while packages are installed; none has anything to do here.
+MASKED_GENERATORS = (
+    "cryptsetup", "debug", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local", "run", "system-update",
+    "veritysetup",
+)  # fmt: skip
+
 # An emulated processor does not speculate, and reading its time stamp is far cheaper than asking an emulated timer.
+# norandmaps: QEMU keeps translated code by its address, so that with randomised addresses each process is translated
+# anew (starting one took 180 ms, against 65 ms; installing docker.io 121 s, against 85 s).
 KERNEL_OPTIONS = (
     "net.ifnames=0 console=tty0 console=ttyS0,115200 consoleblank=0 quiet mitigations=off tsc=reliable fsck.mode=skip"
+    " norandmaps transparent_hugepage=never"
 )
 
 INITRAMFS_FILES = {
@@ -265,6 +274,7 @@ def _late_files(identifier: str) -> dict[str, str | bytes | Path]:
     """Path in the disk -> contents, or the target (Path) of a symbolic link."""
     boot = f"root=UUID={identifier} ro {KERNEL_OPTIONS}"
     return {
+        **{f"etc/systemd/system-generators/systemd-{name}-generator": Path("/dev/null") for name in MASKED_GENERATORS},
         "boot/grub/grub.cfg": (
             "serial --unit=0 --speed=115200\nterminal_output console serial\nset timeout=0\n"
             "menuentry 'Debian' {\n"
