@@ -32,8 +32,9 @@ GRUB_FOLDER = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "serial", "terminal")
 LOGIN_USER = "admin"  # as Debian's own AWS images
 
+# apparmor: the kernel recommends it, so Debian's own images have it.
 PACKAGES = (
-    "ca-certificates", "cloud-guest-utils", "cloud-init", "curl", "dbus", "e2fsprogs", "fdisk", "initramfs-tools",
+    "apparmor", "ca-certificates", "cloud-guest-utils", "cloud-init", "curl", "dbus", "e2fsprogs", "fdisk", "initramfs-tools",
     "iproute2", "kmod", "linux-image-cloud-amd64", "netbase", "openssh-server", "procps", "python3", "python3-apt",
     "sudo", "systemd-resolved", "systemd-sysv", "tzdata", "udev", "zstd",
 )  # fmt: skip
