@@ -21,13 +21,13 @@ options:
     type: path
     required: true
   wheel:
-    description: Path of the application's wheel on this machine.
-    type: path
+    description: The application's wheel, as the lookup P(umccr.pcgr.pure_wheel#lookup) returns it.
+    type: dict
     required: true
-  wheel_sha256:
-    description: The wheel's checksum.
-    type: str
-    required: true
+    suboptions:
+      name: {description: File name., type: str, required: true}
+      content: {description: The file in base64., type: str, required: true}
+      sha256: {description: Its checksum., type: str, required: true}
   requirements:
     description: The whole text of the requirements list; each line needs a C(--hash).
     type: str
@@ -48,8 +48,7 @@ EXAMPLES = r"""
 - name: Install an application
   umccr.pcgr.python_app:
     path: /opt/app
-    wheel: /opt/app-1.0-py3-none-any.whl
-    wheel_sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    wheel: "{{ lookup('umccr.pcgr.pure_wheel', 'app') }}"
     requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
 """
 
@@ -60,6 +59,7 @@ installed:
   returned: always
 """
 
+import base64
 import glob
 import hashlib
 import json
@@ -95,11 +95,12 @@ def install(module: AnsibleModule, fresh: bool) -> None:
         bare = ["--without-pip"] if system_pip else []
         run(module, [params["python"], "-m", "venv", "--clear", *bare, path], "making the virtual environment")
     with tempfile.TemporaryDirectory() as folder:
+        wheel = os.path.join(folder, os.path.basename(params["wheel"]["name"]))
+        with open(wheel, "wb") as out:
+            out.write(base64.b64decode(params["wheel"]["content"]))
         listing = os.path.join(folder, "requirements.txt")
         with open(listing, "w", encoding="utf-8") as handle:
-            handle.write(
-                f"{params['requirements'].rstrip()}\n{params['wheel']} --hash=sha256:{params['wheel_sha256']}\n"
-            )
+            handle.write(f"{params['requirements'].rstrip()}\n{wheel} --hash=sha256:{params['wheel']['sha256']}\n")
         command = [os.path.join(path, "bin/python"), *([f"{system_pip[0]}/pip"] if system_pip else ["-m", "pip"])]
         command += [
             "install",
@@ -135,8 +136,11 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
-            "wheel": {"type": "path", "required": True},
-            "wheel_sha256": {"type": "str", "required": True},
+            "wheel": {
+                "type": "dict",
+                "required": True,
+                "options": {key: {"type": "str", "required": True} for key in ("name", "content", "sha256")},
+            },
             "requirements": {"type": "str", "required": True},
             "find_links": {"type": "str"},
             "trusted_host": {"type": "str"},
@@ -146,8 +150,8 @@ def main() -> None:
     )
     params = module.params
     wanted = {
-        "wheel": os.path.basename(params["wheel"]),
-        "wheel_sha256": params["wheel_sha256"],
+        "wheel": params["wheel"]["name"],
+        "wheel_sha256": params["wheel"]["sha256"],
         "requirements_sha256": hashlib.sha256(params["requirements"].encode()).hexdigest(),
         "python": os.path.realpath(params["python"]),
     }

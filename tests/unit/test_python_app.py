@@ -1,7 +1,9 @@
-"""Modules pure_wheel and python_app: same sources, same bytes; installed once; a wrong hash or a cut is noticed."""
+"""Lookup pure_wheel and module python_app: same sources, same bytes; installed once; a wrong hash or a cut is noticed."""
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleError
 
-from tests.unit.module_runner import run
+from tests.unit.module_runner import load, run
 
 PROJECT = """
 [project]
@@ -34,26 +37,26 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def pack(source: Path, dest: Path, **more: Any) -> dict[str, Any]:
-    return run("pure_wheel", source=str(source), dest=str(dest), **more)
+def pack(source: Path) -> dict[str, Any]:
+    wheel: dict[str, Any] = load("lookup.pure_wheel").LookupModule().run([str(source)])[0]
+    return wheel
 
 
-def test_same_sources_same_bytes(source: Path, tmp_path: Path) -> None:
-    first = pack(source, tmp_path / "one")
+def test_same_sources_same_bytes(source: Path) -> None:
+    first = pack(source)
     (source / "src/tiny_app/__pycache__").mkdir()
     (source / "src/tiny_app/__pycache__/x.pyc").write_bytes(b"x")
     (source / "src/tiny_app/cli.py").touch()
-    assert pack(source, tmp_path / "two")["sha256"] == first["sha256"]
-    assert pack(source, tmp_path / "one")["changed"] is False
+    assert pack(source) == first
     (source / "src/tiny_app/cli.py").write_text("def main():\n    print('other')\n")
-    assert pack(source, tmp_path / "one")["sha256"] != first["sha256"]
+    assert pack(source)["sha256"] != first["sha256"]
 
 
-def test_wheel_says_what_it_is(source: Path, tmp_path: Path) -> None:
-    answer = pack(source, tmp_path)
-    match = re.fullmatch(r"tiny_app-(1\.2\+[0-9a-f]{12})-py3-none-any\.whl", Path(answer["path"]).name)
+def test_wheel_says_what_it_is(source: Path) -> None:
+    answer = pack(source)
+    match = re.fullmatch(r"tiny_app-(1\.2\+[0-9a-f]{12})-py3-none-any\.whl", answer["name"])
     assert match
-    with zipfile.ZipFile(answer["path"]) as wheel:
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(answer["content"]))) as wheel:
         metadata = wheel.read(f"tiny_app-{match[1]}.dist-info/METADATA").decode()
         assert f"Version: {match[1]}" in metadata
         assert "Requires-Python: >=3.10" in metadata
@@ -61,30 +64,31 @@ def test_wheel_says_what_it_is(source: Path, tmp_path: Path) -> None:
 
 
 def test_folder_without_a_package_is_refused(tmp_path: Path) -> None:
-    assert "cannot be packed" in pack(tmp_path, tmp_path)["msg"]
+    with pytest.raises(AnsibleError, match=f"{tmp_path}: cannot be packed"):
+        pack(tmp_path)
 
 
-def install(path: Path, wheel: dict[str, Any], **more: Any) -> dict[str, Any]:
-    arguments = {"path": str(path), "wheel": wheel["path"], "wheel_sha256": wheel["sha256"], "requirements": "\n"}
+def install(path: Path, packed: dict[str, Any], **more: Any) -> dict[str, Any]:
+    arguments = {"path": str(path), "wheel": packed, "requirements": "\n"}
     return run("python_app", **(arguments | {"find_links": str(path.parent), "python": sys.executable} | more))
 
 
 def test_installed_once_and_again_after_a_change(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "env"
-    wheel = pack(source, tmp_path)
+    wheel = pack(source)
     assert install(path, wheel, check=True)["changed"] is True
     assert not path.exists()
     assert install(path, wheel)["changed"] is True
     assert subprocess.run([path / "bin/tiny-app"], capture_output=True, text=True, check=True).stdout == "tiny runs\n"
     assert install(path, wheel)["changed"] is False
     (source / "src/tiny_app/cli.py").write_text("def main():\n    print('newer')\n")
-    assert install(path, pack(source, tmp_path))["changed"] is True
+    assert install(path, pack(source))["changed"] is True
     assert subprocess.run([path / "bin/tiny-app"], capture_output=True, text=True, check=True).stdout == "newer\n"
 
 
 def test_what_has_no_right_hash_is_refused_and_not_taken_for_installed(source: Path, tmp_path: Path) -> None:
-    path, wheel = tmp_path / "env", pack(source, tmp_path)
-    for wrong in ({"wheel_sha256": "0" * 64}, {"requirements": f"{wheel['path']}\n"}):
+    path, wheel = tmp_path / "env", pack(source)
+    for wrong in ({"wheel": wheel | {"sha256": "0" * 64}}, {"requirements": "tiny-dependency==1\n"}):
         answer = install(path, wheel, **wrong)
         assert answer["failed"]
         assert "hash" in answer["msg"].lower()

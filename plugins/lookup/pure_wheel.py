@@ -1,67 +1,53 @@
-#!/usr/bin/python
 # SPDX-License-Identifier: MIT
-"""Build a wheel from a pure Python package without a build tool."""
+"""Lookup plugin: a wheel of a pure Python package, built without a build tool."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: pure_wheel
+name: pure_wheel
 short_description: Build a wheel from a pure Python package without a build tool
-version_added: 1.0.0
+version_added: "1.0.0"
 description:
-  - Packs a pure Python package with a C(src) folder and a C(pyproject.toml) as a wheel. Runs on the controller; Python 3.11 is needed there, a package index is not.
+  - Packs a pure Python package with a C(src) folder and a C(pyproject.toml) as a wheel. Python 3.11 is needed on the controller, a package index is not.
   - The same sources give the same bytes, so the wheel's checksum says whether anything has changed.
 author: University of Melbourne Centre for Cancer Research (@umccr)
-attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
 options:
-  source:
+  _terms:
     description: Folder with C(pyproject.toml), and the package below C(src).
-    type: path
-    required: true
-  dest:
-    description: Folder that gets the wheel. Made when missing.
-    type: path
+    type: list
+    elements: path
     required: true
 """
 
 EXAMPLES = r"""
-- name: Pack the consumer
-  umccr.pcgr.pure_wheel:
-    source: roles/consumer/files/pcgr_consumer
-    dest: "{{ lookup('ansible.builtin.env', 'HOME') }}/.cache/umccr.pcgr/wheels"
-  delegate_to: localhost
+- name: Install the consumer
+  umccr.pcgr.python_app:
+    path: /opt/pcgr-consumer
+    wheel: "{{ lookup('umccr.pcgr.pure_wheel', 'roles/consumer/files/pcgr_consumer') }}"
+    requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
 """
 
 RETURN = r"""
-path:
-  description: Path of the wheel.
-  type: str
-  returned: always
-sha256:
-  description: Its checksum.
-  type: str
-  returned: always
+_raw:
+  description: The wheel's file name, its content in base64, and its SHA-256.
+  type: list
+  elements: dict
+  sample:
+    - {name: pcgr_consumer-1.0.0-py3-none-any.whl, content: UEsDBBQ, sha256: 0123abcd}
 """
 
 import base64
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10 and older
-    tomllib = None
-
-from ansible.module_utils.basic import AnsibleModule
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
 
 # The earliest time a zip archive can hold: times must not make a difference.
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -138,29 +124,20 @@ def digest(content: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
-def main() -> None:
-    """Entry point of the module."""
-    module = AnsibleModule(
-        argument_spec={"source": {"type": "path", "required": True}, "dest": {"type": "path", "required": True}},
-        supports_check_mode=True,
-    )
-    if tomllib is None:
-        module.fail_json(msg="Python 3.11 or newer is needed on the controller")
-    try:
-        name, content = build(Path(module.params["source"]))
-        target = Path(module.params["dest"]) / name
-        changed = not target.is_file() or target.read_bytes() != content
-        if changed and not module.check_mode:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle:
-                handle.write(content)
-            os.replace(handle.name, target)
-    except PackageError as error:
-        module.fail_json(msg=str(error))
-    except (OSError, KeyError, ValueError) as error:
-        module.fail_json(msg=f"{module.params['source']}: cannot be packed: {type(error).__name__}: {error}")
-    module.exit_json(changed=changed, path=str(target), sha256=hashlib.sha256(content).hexdigest())
+class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no types
+    """``lookup('umccr.pcgr.pure_wheel', folder)``."""
 
-
-if __name__ == "__main__":
-    main()
+    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, Any]]:
+        """Return one wheel for each folder in ``terms``; ``AnsibleError`` of one line if one cannot be packed."""
+        self.set_options(var_options=variables, direct=kwargs)
+        wheels = []
+        for term in terms:
+            try:
+                name, content = build(Path(term))
+            except PackageError as error:
+                raise AnsibleError(str(error)) from error
+            except (OSError, KeyError, ValueError) as error:
+                raise AnsibleError(f"{term}: cannot be packed: {type(error).__name__}: {error}") from error
+            sha256 = hashlib.sha256(content).hexdigest()
+            wheels.append({"name": name, "content": base64.b64encode(content).decode(), "sha256": sha256})
+        return wheels
