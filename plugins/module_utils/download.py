@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Read large files from a mirror or an upstream server: resumed, counted, hashed; standard library only (runs on targets)."""
+"""Read large files from a mirror or an upstream server: by several connections at once, resumed after breaks."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
-import http.client
-import io
+import http
 import os
 import re
-import time
-import urllib.error
-import urllib.request
-from typing import IO, Any
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+try:
+    import requests
+    import urllib3.exceptions
+except ImportError:
+    requests = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
+# A range asked for at once. Small enough that what is read ahead, one range for each connection, is little to lose in a cut
+# and to hold in memory; large enough that a request's delay does not count.
+SMALLEST_RANGE, LARGEST_RANGE = 1 << 20, 8 << 20
+RANGES_PER_FILE = 256
+LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}
 
@@ -22,123 +34,275 @@ class DownloadError(Exception):
     """A file cannot be had or is not what it should be; the text is one line naming the address."""
 
 
-class Stream(io.RawIOBase):
-    """A file at an address (http, https, file) as a readable stream that survives broken connections.
+class Interrupted(DownloadError):
+    """The connection broke too often; what has come is good."""
 
-    After a break it asks for the rest only (Range with If-Range), and waits 1, 2, 4 ... 30 seconds between attempts;
-    `attempts` counts attempts without a byte of progress. `received` (bytes) and `sha256()` describe what was read so far,
-    `size` is the announced length in bytes or None. Raises DownloadError.
+
+class _Retry(Exception):
+    """This attempt failed, the next may not."""
+
+
+class Download:
+    """A file at an address (http, https, file).
+
+    `size` is its length in bytes or None, `tag` what the server calls this version of it (strong ETag or time of change) or
+    None, `type` its Content-Type, `received` the bytes that have come over the network. After a break only what is missing is
+    asked for, after 1, 2, 4 ... 30 times `pause` seconds; `attempts` counts attempts without a byte of progress. Raises
+    DownloadError.
     """
 
-    def __init__(self, url: str, timeout: float = 60, attempts: int = 6, pause: float = 1) -> None:
-        super().__init__()
+    def __init__(
+        self, url: str, connections: int = 6, timeout: float = 60, attempts: int = 6, pause: float = 1
+    ) -> None:
         if not re.match(r"(https?|file)://", url):
             raise DownloadError(f"{url}: not an address this can read; allowed are http://, https:// and file://")
         self.url = url
+        self.connections = connections
         self.timeout = timeout
         self.attempts = attempts
         self.pause = pause
         self.received = 0
         self.size: int | None = None
-        self.resumed = 0
-        self._hash = hashlib.sha256()
+        self.tag: str | None = None
         self.type = ""
-        self._tag: str | None = None
-        self._answer: IO[bytes] | None = None
-        self._failed = 0
-        self._retrying(self._open)
+        self._ranges = False
+        self._stopped = threading.Event()
+        self._counting = threading.Lock()
+        self._local = threading.local()
+        self._first: Any = None
+        self._path = unquote(urlsplit(url).path) if url.startswith("file:") else None
+        if self._path is not None:
+            try:
+                about = os.stat(self._path)
+            except OSError as error:
+                raise DownloadError(f"{url}: {error.strerror}") from error
+            self.size, self.tag, self._ranges = about.st_size, f"{about.st_mtime_ns}", True
+        elif requests is None:
+            raise DownloadError(
+                f"{url}: Python's requests is not on this machine; install the package python3-requests"
+            )
+        else:
+            self._retrying(self._learn, lambda: 0)
 
-    def sha256(self) -> str:
-        """SHA-256 of the bytes read so far, in hexadecimal."""
-        return self._hash.hexdigest()
+    def blocks(self, start: int = 0) -> Iterator[memoryview]:
+        """Yield what comes from byte `start` on, in order, as writable buffers of at most 1 MiB."""
+        try:
+            if self._path is not None:
+                source = self._read_file(start)
+            elif self._ranges:
+                source = self._read_ranges(start)
+            else:
+                source = self._read_through(start)
+            yield from source
+        finally:
+            self._stopped.set()
 
-    def readable(self) -> bool:
-        return True
+    def stop(self) -> None:
+        """Have the connections end soon, whatever they wait for."""
+        self._stopped.set()
 
-    def readinto(self, buffer: Any) -> int:
-        data: bytes = self._retrying(lambda: self._some(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
+    # ---- a local file
 
-    def close(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-            self._answer = None
-        super().close()
+    def _read_file(self, start: int) -> Iterator[memoryview]:
+        try:
+            with open(str(self._path), "rb", buffering=0) as file:
+                file.seek(start)
+                while True:
+                    block = bytearray(BLOCK)
+                    count = file.readinto(block)
+                    if not count:
+                        return
+                    self._count(count)
+                    yield memoryview(block)[:count]
+        except OSError as error:
+            raise DownloadError(f"{self.url}: {error.strerror}") from error
 
-    def _retrying(self, step: Any) -> Any:
+    # ---- several connections
+
+    def _read_ranges(self, start: int) -> Iterator[memoryview]:
+        size = self.size or 0
+        length = min(max(size // RANGES_PER_FILE, SMALLEST_RANGE), LARGEST_RANGE)
+        starts = iter(range(start, size, length))
+        pool = concurrent.futures.ThreadPoolExecutor(self.connections)
+        waiting: deque[concurrent.futures.Future[memoryview]] = deque()
+
+        def ask() -> None:
+            for begin in starts:
+                waiting.append(pool.submit(self._range, begin, min(begin + length, size)))
+                return
+
+        try:
+            for _ in range(self.connections):
+                ask()
+            while waiting:
+                part = waiting.popleft().result()
+                ask()
+                for offset in range(0, len(part), BLOCK):
+                    yield part[offset : offset + BLOCK]
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _range(self, begin: int, end: int) -> memoryview:
+        """Bytes `begin` to `end` (excluded), in one buffer."""
+        part = memoryview(bytearray(end - begin))
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            with self._get(begin + done, end) as answer:
+                self._check_same(answer)
+                if answer.status_code != http.HTTPStatus.PARTIAL_CONTENT or _span(answer)[0] != begin + done:
+                    raise DownloadError(f"{self.url}: asked for the bytes from {begin + done}, got others")
+                while done < len(part):
+                    if self._stopped.is_set():
+                        raise DownloadError(f"{self.url}: stopped")
+                    count = answer.raw.readinto(part[done : done + BLOCK])
+                    if not count:
+                        raise _Retry(f"the connection ended {len(part) - done} bytes early")
+                    done += count
+                    self._count(count)
+
+        self._retrying(step, lambda: done)
+        return part
+
+    # ---- one connection, from a server that knows no ranges
+
+    def _read_through(self, start: int) -> Iterator[memoryview]:
+        position = 0
+        ended = False
+        block = bytearray()
+
+        def step() -> None:
+            nonlocal position, ended, block
+            if self._first is None:
+                self._first = self._get(0, None)
+                self._check_same(self._first)
+                self._skip(position)
+            block = bytearray(BLOCK)
+            count = self._first.raw.readinto(block)
+            if not count and self.size is not None and position < self.size:
+                raise _Retry(f"the connection ended {self.size - position} bytes early")
+            ended = not count
+            block = block[:count]
+            position += count
+            self._count(count)
+
+        try:
+            while not ended:
+                self._retrying(step, lambda: position)
+                new = position - max(start, position - len(block))
+                if new > 0:
+                    yield memoryview(block)[len(block) - new :]
+        finally:
+            self._close()
+
+    def _skip(self, count: int) -> None:
+        while count:
+            got = len(self._first.raw.read(min(BLOCK, count)))
+            if not got:
+                raise _Retry("the connection ended early")
+            self._count(got)
+            count -= got
+
+    # ---- what all share
+
+    def _learn(self) -> None:
+        """Ask for the first byte only: the answer says whether there are ranges, and how long the file is."""
+        answer = self._get(0, 1)
+        self.type = answer.headers.get("Content-Type", "")
+        self.tag = _tag(answer)
+        if answer.status_code == http.HTTPStatus.PARTIAL_CONTENT and _span(answer)[1] is not None:
+            self._ranges, self.size = True, _span(answer)[1]
+            answer.close()
+        elif answer.status_code == http.HTTPStatus.PARTIAL_CONTENT:
+            answer.close()
+            raise DownloadError(f"{self.url}: the server sends ranges but does not say how long the file is")
+        else:
+            length = answer.headers.get("Content-Length")
+            self.size = int(length) if length else None
+            self._first = answer
+
+    def _get(self, begin: int, end: int | None) -> Any:
+        """The server's answer to a request for bytes `begin` to `end` (excluded; None: no range is asked for)."""
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+        # The bytes of the file, not what a server makes of them on the way.
+        headers = {"Accept-Encoding": "identity"}
+        if end is not None:
+            headers["Range"] = f"bytes={begin}-{end - 1}"
+        answer = session.get(self.url, headers=headers, stream=True, timeout=self.timeout)
+        code = answer.status_code
+        if code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and _span(answer)[1] == 0:
+            raise DownloadError(f"{self.url}: the file is empty")
+        if code >= http.HTTPStatus.BAD_REQUEST:
+            answer.close()
+            told = f"the server answers {code} {answer.reason}"
+            if code < http.HTTPStatus.INTERNAL_SERVER_ERROR and code not in TRANSIENT:
+                raise DownloadError(f"{self.url}: {told}")
+            raise _Retry(told)
+        return answer
+
+    def _check_same(self, answer: Any) -> None:
+        size = _span(answer)[1]
+        if _tag(answer) != self.tag or (size is not None and size != self.size):
+            raise DownloadError(f"{self.url}: the file was replaced while it was being read")
+
+    def _retrying(self, step: Callable[[], None], progress: Callable[[], int]) -> None:
+        """Call `step` until it succeeds; a failure counts as the first again when `progress` has grown since the last."""
+        failed, reached = 0, progress()
         while True:
             try:
-                return step()
-            except urllib.error.HTTPError as error:
-                error.close()
-                if error.code < 500 and error.code not in TRANSIENT:
-                    raise DownloadError(f"{self.url}: the server answers {error.code} {error.reason}") from error
-                self._wait(f"the server answers {error.code} {error.reason}", error)
-            except (OSError, http.client.HTTPException) as error:
-                if self.url.startswith("file:"):
-                    raise DownloadError(f"{self.url}: {getattr(error, 'reason', error)}") from error
-                self._wait(str(getattr(error, "reason", None) or error or type(error).__name__), error)
+                step()
+            except (_Retry, OSError, urllib3.exceptions.HTTPError) as error:  # requests' exceptions are OSErrors
+                if self._stopped.is_set():
+                    raise DownloadError(f"{self.url}: stopped") from error
+                self._close()
+                if progress() > reached:
+                    failed, reached = 0, progress()
+                failed += 1
+                if failed >= self.attempts:
+                    raise Interrupted(
+                        f"{self.url}: given up after {self.attempts} attempts, {self.received} bytes received: {_why(error)}"
+                    ) from error
+                self._stopped.wait(min(self.pause * 2 ** (failed - 1), LONGEST_PAUSE))
+            else:
+                return
 
-    def _wait(self, what: str, error: Exception) -> None:
-        if self._answer is not None:
-            self._answer.close()
-            self._answer = None
-        self._failed += 1
-        if self._failed >= self.attempts:
-            raise DownloadError(
-                f"{self.url}: given up after {self.attempts} attempts at byte {self.received}: {what}"
-            ) from error
-        time.sleep(min(self.pause * 2 ** (self._failed - 1), 30))
+    def _close(self) -> None:
+        if self._first is not None:
+            self._first.close()
+            self._first = None
 
-    def _some(self, limit: int) -> bytes:
-        answer = self._answer
-        if answer is None:
-            answer = self._open()
-            self.resumed += 1
-        data = answer.read(limit)
-        if not data and self.size is not None and self.received < self.size:
-            raise ConnectionError(f"the connection ended {self.size - self.received} bytes early")
-        if data:
-            self._failed = 0
-            self.received += len(data)
-            self._hash.update(data)
-        return data
+    def _count(self, count: int) -> None:
+        with self._counting:
+            self.received += count
 
-    def _open(self) -> IO[bytes]:
-        request = urllib.request.Request(self.url)  # noqa: S310  (the scheme was checked)
-        if self.received:
-            request.add_header("Range", f"bytes={self.received}-")
-            if self._tag:
-                request.add_header("If-Range", self._tag)
-        answer: Any = urllib.request.urlopen(request, timeout=self.timeout)  # noqa: S310
-        self._answer = answer
-        length = answer.headers.get("Content-Length")
-        if not self.received:
-            self.size = int(length) if length else None
-            self.type = answer.headers.get("Content-Type", "")
-            tag = answer.headers.get("ETag")
-            # A weak tag does not promise the same bytes, so it cannot guard a resumed read.
-            self._tag = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
-            return self._answer
-        if answer.status == 206:
-            start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-            if not start or int(start[1]) != self.received:
-                raise DownloadError(f"{self.url}: asked for the rest from byte {self.received}, got another part")
-            return self._answer
-        # The whole file again: either ranges are not supported, or it was replaced while it was being read.
-        if self.size is not None and length and int(length) != self.size:
-            raise DownloadError(f"{self.url}: the file was replaced while it was being read")
-        self._skip(answer, self.received)
-        return self._answer
 
-    @staticmethod
-    def _skip(answer: IO[bytes], count: int) -> None:
-        while count:
-            data = answer.read(min(BLOCK, count))
-            if not data:
-                raise ConnectionError("the connection ended early")
-            count -= len(data)
+def _tag(answer: Any) -> str | None:
+    # A weak tag does not promise the same bytes.
+    tag = answer.headers.get("ETag")
+    if tag and not tag.startswith("W/"):
+        return str(tag)
+    changed = answer.headers.get("Last-Modified")
+    return str(changed) if changed else None
+
+
+def _span(answer: Any) -> tuple[int | None, int | None]:
+    """First byte and whole length that the answer's Content-Range tells, each None when it does not."""
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", answer.headers.get("Content-Range", ""))
+    first, size = match.groups() if match else (None, None)
+    return (int(first) if first else None), (int(size) if size else None)
+
+
+def _why(error: BaseException) -> str:
+    """The innermost reason in one line; requests wraps urllib3's exceptions, which wrap the system's."""
+    while True:
+        inner = getattr(error, "reason", None) or (error.args[-1] if error.args else None)
+        if not isinstance(inner, BaseException):
+            return " ".join(str(error).split()) or type(error).__name__
+        error = inner
 
 
 def address(base: str, name: str) -> str:
@@ -148,8 +312,7 @@ def address(base: str, name: str) -> str:
 
 def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
     """SHA-256 by file name from `SHA256SUMS` of the mirror at `base`; raises DownloadError."""
-    with Stream(address(base, "SHA256SUMS"), **options) as stream:
-        text = stream.read(BLOCK).decode("utf-8", errors="replace")
+    text = b"".join(Download(address(base, "SHA256SUMS"), **options).blocks()).decode("utf-8", errors="replace")
     sums = {}
     for line in text.splitlines():
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S.*)", line)
@@ -162,21 +325,22 @@ def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
 
 def save(url: str, path: str, sha256: str | None, **options: Any) -> str:
     """Save the file at `url` as `path`, checked against `sha256` when given; return its SHA-256. Nothing is left on failure."""
+    download = Download(url, **options)
+    found = hashlib.sha256()
     try:
-        with Stream(url, **options) as stream, open(path, "wb") as out:
-            while block := stream.read(BLOCK):
+        with open(path, "wb") as out:
+            for block in download.blocks():
                 out.write(block)
-        check(stream, sha256)
+                found.update(block)
+        check(url, found.hexdigest(), download.size, sha256)
     except BaseException:
         if os.path.exists(path):
             os.unlink(path)
         raise
-    return stream.sha256()
+    return found.hexdigest()
 
 
-def check(stream: Stream, sha256: str | None) -> None:
-    """Raise DownloadError when the bytes read differ from the expected checksum."""
-    if sha256 and stream.sha256() != sha256.lower():
-        raise DownloadError(
-            f"{stream.url}: sha256 is {stream.sha256()} ({stream.received} bytes), expected {sha256.lower()}"
-        )
+def check(url: str, found: str, size: int | None, expected: str | None) -> None:
+    """Raise DownloadError when the file's checksum is another than the expected one."""
+    if expected and found != expected.lower():
+        raise DownloadError(f"{url}: sha256 is {found} ({size} bytes), expected {expected.lower()}")

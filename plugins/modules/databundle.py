@@ -9,11 +9,16 @@ module: databundle
 short_description: Bring PCGR's reference bundle and VEP cache to a machine
 version_added: 1.0.0
 description:
-  - Downloads the archives that a release names, for the wanted assemblies, and unpacks them while they arrive, so that no archive needs room on the disk.
-  - Broken connections are resumed. Members that would leave their folder, devices and the like are refused.
-  - "What was unpacked is checked (SHA-256, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
+  - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
+    so that no archive needs room on the disk.
+  - Broken connections are resumed. A run that was cut, even by a reboot, is taken up by the next run where it was.
+  - Members that would leave their folder, devices and the like are refused.
+  - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
     after a cut at any moment each folder is the old one or the new one."
   - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether anything is to do."
+requirements:
+  - python3-requests (for http and https)
+  - libisal2
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full, description: Can run in check mode and tell what would change.}
@@ -35,6 +40,14 @@ options:
   mirror_url:
     description: Folder with the archives and C(SHA256SUMS), as C(http://), C(https://) or C(file://). Without it, the release's own addresses.
     type: str
+  checksums:
+    description: File in which the checksums of archives are kept that nobody has published; a later archive of the same name must have the same one.
+    type: path
+    default: /var/lib/pcgr/checksums.json
+  connections:
+    description: Connections by which one archive is fetched at once.
+    type: int
+    default: 6
   timeout:
     description: Seconds of silence after which a connection counts as broken.
     type: int
@@ -66,16 +79,20 @@ parts:
   returned: always
 """
 
+import base64
 import ctypes
 import fcntl
-import io
+import hashlib
 import json
 import os
 import posixpath
 import shutil
+import stat
 import tarfile
-import zlib
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,15 +100,22 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     BLOCK,
+    Download,
     DownloadError,
-    Stream,
+    Interrupted,
     address,
     check,
     mirror_checksums,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, GzipError, Sha256
 
 STAMP = ".umccr.pcgr.json"
 STAGING = ".databundle-"
+LATEST, SYNCED = ".checkpoint.json", ".checkpoint-on-disk.json"
+CHECKPOINTS = 200  # in an archive: a cut costs at most half a percent of it
+LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.2 MB
+SYNC_SECONDS = 10.0  # between checkpoints that outlive a cut of the machine
+HASHED_LATER = 8  # blocks of 1 MiB by which decompressing may be ahead of hashing
 # How Ensembl spells the assemblies in cache folders.
 ENSEMBL = {"grch37": "GRCh37", "grch38": "GRCh38"}
 AT_FDCWD = -100
@@ -204,70 +228,229 @@ def safe_name(name: str) -> str | None:
     return posixpath.normpath(name)
 
 
-def unpack(reader: io.BufferedReader, wanted: list[str], folder: str, url: str) -> dict[str, Any]:
-    """Unpack the members below the `wanted` paths into `folder`; return counts of files and bytes.
+class Arrival:
+    """What an archive holds, decompressed while it arrives, and hashed in the same pass.
 
-    Every member is judged, also those that are not wanted: names must stay inside, only regular files, folders and
-    links to places further inside are accepted. Raises DatabundleError.
+    `point` is a checkpoint made by `state()` earlier, perhaps by a process that is no more.
     """
-    count = {"files": 0, "unpacked_bytes": 0}
-    with tarfile.open(fileobj=reader, mode="r|*", bufsize=BLOCK) as archive:
-        for member in archive:
-            name = safe_name(member.name)
-            if name is None:
-                raise DatabundleError(f"{url}: refused, member {member.name!r} would be unpacked outside its folder")
-            if not (member.isreg() or member.isdir() or member.issym()):
-                raise DatabundleError(
-                    f"{url}: refused, member {member.name!r} is neither a file, a folder nor a symbolic link"
-                )
-            # A target that goes down only cannot lead outside, whatever links it passes through.
-            if member.issym() and safe_name(member.linkname) is None:
-                raise DatabundleError(f"{url}: refused, link {member.name!r} leads to {member.linkname!r}")
-            if hasattr(tarfile, "data_filter"):
-                tarfile.data_filter(member, folder)
-            if not any(name == path or name.startswith(path + "/") for path in wanted):
+
+    def __init__(self, download: Download, point: dict[str, Any]) -> None:
+        stream = point.get("stream")
+        self._offset = stream["consumed"] if stream else 0
+        self._hash = Sha256(base64.b64decode(point["sha256"]) if stream else None)
+        self._hasher = ThreadPoolExecutor(1)
+        self._current: tuple[int, memoryview, Future[bytes]] | None = None
+        self.download = download
+        self.stream = Gunzip(self._hashed(download.blocks(self._offset)), stream)
+
+    def _hashed(self, blocks: Iterator[memoryview]) -> Iterator[memoryview]:
+        waiting: deque[Future[bytes]] = deque()
+        for block in blocks:
+            future = self._hasher.submit(self._add, block)
+            self._current = (self._offset, block, future)
+            self._offset += len(block)
+            waiting.append(future)
+            if len(waiting) > HASHED_LATER:
+                waiting.popleft().result()
+            yield block
+
+    def _add(self, block: memoryview) -> bytes:
+        before = self._hash.state
+        self._hash.update(block)
+        return before
+
+    def state(self) -> dict[str, Any] | None:
+        """A checkpoint of this moment; None before anything has come."""
+        if self._current is None:
+            return None
+        start, block, before = self._current
+        sha256 = Sha256(before.result())
+        sha256.update(block[: self.stream.consumed - start])
+        return {"stream": self.stream.state(), "sha256": base64.b64encode(sha256.state).decode()}
+
+    def finish(self) -> str:
+        """Read on to the end, whatever follows the tar file's own end; return the archive's SHA-256."""
+        while self.stream.read(BLOCK):
+            pass
+        self._hasher.shutdown()
+        return self._hash.hexdigest()
+
+
+class Checkpoints:
+    """Where the unpacking of an archive into `folder` can go on after a cut.
+
+    Two files: one for a cut of the process, whose files the system has in memory; and one, written less often and only after
+    all data has reached the disk, for a cut of the machine. Which of them counts is told by the system's boot id.
+    """
+
+    def __init__(self, folder: str, download: Download) -> None:
+        self.folder = folder
+        self.identity = {"url": download.url, "size": download.size, "tag": download.tag}
+        self.interval = max(LEAST_BETWEEN, (download.size or 0) // CHECKPOINTS)
+        self._syncer = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+        self._synced_at = time.monotonic()
+
+    def read(self) -> dict[str, Any]:
+        """The checkpoint to go on from; empty when there is none, or when the file at the address is another by now."""
+        for name in (LATEST, SYNCED):
+            try:
+                with open(os.path.join(self.folder, name), encoding="utf-8") as handle:
+                    point = json.load(handle)
+            except (OSError, ValueError):
                 continue
-            extract(archive, member, os.path.join(folder, name))
-            if member.isreg():
-                count["files"] += 1
-                count["unpacked_bytes"] += member.size
-    return count
+            if point.get("identity") != self.identity or not self.identity["tag"]:
+                continue
+            if name == SYNCED or point["boot"] == boot_id():
+                return dict(point)
+        return {}
+
+    def write(self, point: dict[str, Any]) -> None:
+        """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
+        text = json.dumps({"identity": self.identity, "boot": boot_id(), **point})
+        self._replace(LATEST, text)
+        if self._syncing and self._syncing.done():
+            self._syncing.result()
+        if time.monotonic() - self._synced_at > SYNC_SECONDS and (not self._syncing or self._syncing.done()):
+            self._synced_at = time.monotonic()
+            self._syncing = self._syncer.submit(self._sync, text)
+
+    def finish(self) -> None:
+        """Wait for what is on its way to the disk."""
+        self._syncer.shutdown()
+
+    def _sync(self, text: str) -> None:
+        sync(self.folder)
+        self._replace(SYNCED, text)
+        sync(self.folder)
+
+    def _replace(self, name: str, text: str) -> None:
+        path = os.path.join(self.folder, name)
+        with open(path + ".new", "w", encoding="utf-8") as out:
+            out.write(text)
+        os.replace(path + ".new", path)
 
 
-def extract(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
-    """Write one member to `path`: own files, no special permissions, the archive's time of change."""
-    if member.isdir():
-        os.makedirs(path, mode=0o755, exist_ok=True)
-        return
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    if member.issym():
-        os.symlink(member.linkname, path)
-        return
-    source = archive.extractfile(member)
-    if source is None:
-        raise DatabundleError(f"member {member.name!r} has no content")
-    mode = 0o755 if member.mode & 0o100 else 0o644
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as out:
-        shutil.copyfileobj(source, out, BLOCK)
-    os.utime(path, (member.mtime, member.mtime))
+def sync(folder: str) -> None:
+    """Have everything of the folder's file system on the disk."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(handle) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), folder)
+    finally:
+        os.close(handle)
 
 
-def looks_like_archive(reader: io.BufferedReader, stream: Stream) -> None:
-    """Raise DatabundleError when the first bytes are not those of a tar file, compressed or not."""
-    head = reader.peek(512)[:512]
-    if head[:2] == b"\x1f\x8b" or head[:3] == b"BZh" or head[:6] == b"\xfd7zXZ\0" or head[257:262] == b"ustar":
-        return
-    what = "a web page" if head.lstrip()[:1] == b"<" else f"something that begins with {head[:16]!r}"
-    raise DatabundleError(f"{stream.url}: not a tar archive but {what} (type {stream.type or 'not given'})")
+def boot_id() -> str:
+    """Changes with each start of the system."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
+        return handle.read().strip()
 
 
-def make_sure_of_space(root: str, stream: Stream, factor: float) -> None:
-    """Raise DatabundleError when the disk is too full for what `stream` announces."""
+class Unpacker:
+    """Writes the members of a tar file below the `wanted` paths into `folder`; `count` counts files and bytes."""
+
+    def __init__(self, arrival: Arrival, wanted: list[str], checkpoints: Checkpoints) -> None:
+        self.arrival = arrival
+        self.stream = arrival.stream
+        self.wanted = wanted
+        self.checkpoints = checkpoints
+        self.folder = checkpoints.folder
+        self.url = arrival.download.url
+        self.count = {"files": 0, "unpacked_bytes": 0}
+        self._next = 0  # where in the tar file the next member begins
+        self._saved_at = self.stream.consumed
+        self._buffer = memoryview(bytearray(BLOCK))
+
+    def run(self, point: dict[str, Any]) -> None:
+        """Unpack all, from the checkpoint `point` on when it is not empty.
+
+        Every member is judged, also those that are not wanted: names must stay inside, only regular files, folders and
+        links to places further inside are accepted. Raises DatabundleError.
+        """
+        if point:
+            self.count, self._next = point["count"], point["next"]
+            if point["member"]:
+                self._write(**point["member"])
+            self.stream.seek(self._next)
+        with tarfile.TarFile(fileobj=self.stream) as archive:
+            while member := archive.next():
+                archive.members = []  # nobody asks for them again
+                self._next = archive.offset
+                name = self._judge(member)
+                if any(name == path or name.startswith(path + "/") for path in self.wanted):
+                    self._extract(member, os.path.join(self.folder, name))
+                self._save(None)
+
+    def _judge(self, member: tarfile.TarInfo) -> str:
+        """The member's path inside the folder; raises DatabundleError."""
+        name = safe_name(member.name)
+        if name is None:
+            raise DatabundleError(f"{self.url}: refused, member {member.name!r} would be unpacked outside its folder")
+        if not (member.isreg() or member.isdir() or member.issym()):
+            raise DatabundleError(
+                f"{self.url}: refused, member {member.name!r} is neither a file, a folder nor a symbolic link"
+            )
+        # A target that goes down only cannot lead outside, whatever links it passes through.
+        if member.issym() and safe_name(member.linkname) is None:
+            raise DatabundleError(f"{self.url}: refused, link {member.name!r} leads to {member.linkname!r}")
+        if hasattr(tarfile, "data_filter"):
+            tarfile.data_filter(member, self.folder)
+        return name
+
+    def _extract(self, member: tarfile.TarInfo, path: str) -> None:
+        """Write one member to `path`: own files, no special permissions, the archive's time of change."""
+        if member.isdir():
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            return
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        if os.path.lexists(path):  # written after the checkpoint that this run goes on from
+            os.unlink(path)
+        if member.issym():
+            os.symlink(member.linkname, path)
+            return
+        mode = 0o755 if member.mode & 0o100 else 0o644
+        self._write(path=path, size=member.size, done=0, mode=mode, changed=int(member.mtime))
+
+    def _write(self, path: str, size: int, done: int, mode: int, changed: int) -> None:
+        """Write what is left of a file of which `done` bytes are there."""
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
+        try:
+            os.ftruncate(file, done)
+            os.lseek(file, done, os.SEEK_SET)
+            while done < size:
+                got = self.stream.readinto(self._buffer[: min(BLOCK, size - done)])
+                if not got:
+                    raise GzipError("cut off: it ends in the midst of a file")
+                part = self._buffer[:got]
+                while part:
+                    part = part[os.write(file, part) :]
+                done += got
+                self._save({"path": path, "size": size, "done": done, "mode": mode, "changed": changed})
+            os.utime(file, (changed, changed))
+        finally:
+            os.close(file)
+        self.count["files"] += 1
+        self.count["unpacked_bytes"] += size
+
+    def _save(self, member: dict[str, Any] | None) -> None:
+        if self.stream.consumed - self._saved_at < self.checkpoints.interval:
+            return
+        state = self.arrival.state()
+        if state:
+            self._saved_at = self.stream.consumed
+            self.checkpoints.write({**state, "next": self._next, "member": member, "count": self.count})
+
+
+def make_sure_of_space(root: str, download: Download, factor: float) -> None:
+    """Raise DatabundleError when the disk is too full for what the server announces."""
     free = shutil.disk_usage(root).free
-    need = int((stream.size or 0) * factor)
+    need = int((download.size or 0) * factor)
     if free < need:
         raise DatabundleError(
-            f"{root}: {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed for {stream.url} ({stream.size} bytes)"
+            f"{root}: {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed for {download.url} ({download.size} bytes)"
         )
 
 
@@ -283,40 +466,115 @@ def put_in_place(new: str, final: str) -> None:
         raise OSError(number, os.strerror(number), final)
 
 
-def install(items: list[Part], root: str, url: str, options: dict[str, Any], space_factor: float) -> None:
-    """Bring one archive and the folders `items` in it. Nothing in place changes before all of it has been checked."""
-    first = items[0]
-    staging = os.path.join(root, f"{STAGING}{first.archive}")
-    os.makedirs(staging, mode=0o755)
+def staging_of(root: str, url: str, items: list[Part]) -> str:
+    """Folder in which an archive is unpacked; the same for the same work, so that a later run finds it."""
+    work = json.dumps([url, sorted(item.member for item in items)])
+    return os.path.join(root, STAGING + hashlib.sha256(work.encode()).hexdigest()[:12])
+
+
+def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> None:
+    """Bring the archive at `url` and put the folders of `items` in place. Raises DatabundleError and DownloadError.
+
+    What a broken connection or a cut leaves is where the next run goes on; after any other fault it is removed.
+    """
+    staging = staging_of(root, url, items)
+    download = Download(url, **options["download"])
     try:
-        with Stream(url, **options) as stream:
-            make_sure_of_space(root, stream, space_factor)
-            reader = io.BufferedReader(stream, BLOCK)
-            looks_like_archive(reader, stream)
-            count = unpack(reader, [item.member for item in items], staging, url)
-            while reader.read(BLOCK):  # what follows tar's end mark is part of the checksum
-                pass
-            check(stream, first.sha256)
-            stamp = {
-                "archive": first.archive,
-                "sha256": stream.sha256(),
-                "bytes": stream.received,
-                "source": url,
-                **count,
-            }
+        stamp = unpack(items, staging, download, options)
         for item in items:
-            if fault := verify(item, staging):
-                raise DatabundleError(f"{url}: not the data of {item.label}: {fault}")
             with open(os.path.join(staging, item.member, STAMP), "w", encoding="utf-8") as handle:
                 json.dump({"part": item.label, **stamp}, handle, indent=1, sort_keys=True)
                 handle.write("\n")
-        os.sync()  # a rename must not reach the disk before the data
+        sync(staging)  # a rename must not reach the disk before the data
         for item in items:
             put_in_place(os.path.join(staging, item.member), item.folder(root))
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DatabundleError(f"{url}: damaged or cut archive: {error}") from error
-    finally:
+    except Interrupted as error:
+        raise DownloadError(f"{error}; the next run goes on from there") from error
+    except (tarfile.TarError, GzipError) as error:
         shutil.rmtree(staging, ignore_errors=True)
+        what = looks_like(url, options["download"])
+        raise DatabundleError(f"{url}: {what or f'damaged or cut archive: {error}'}") from error
+    except Exception:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finally:
+        download.stop()
+    shutil.rmtree(staging)
+
+
+def unpack(items: list[Part], staging: str, download: Download, options: dict[str, Any]) -> dict[str, Any]:
+    """Unpack the archive into `staging`, check what came, and return what the stamp is to say."""
+    first, url = items[0], download.url
+    checkpoints = Checkpoints(staging, download)
+    point = checkpoints.read()
+    if not point:
+        shutil.rmtree(staging, ignore_errors=True)
+        make_sure_of_space(os.path.dirname(staging), download, options["space_factor"])
+        os.mkdir(staging, 0o755)
+    arrival = Arrival(download, point)
+    unpacker = Unpacker(arrival, [item.member for item in items], checkpoints)
+    unpacker.run(point)
+    sha256 = arrival.finish()
+    checkpoints.finish()
+    if first.sha256:
+        check(url, sha256, download.size, first.sha256)
+    else:
+        compare_with_first(options["checksums"], first.archive, sha256)
+    for item in items:
+        if fault := verify(item, staging):
+            raise DatabundleError(f"{url}: not the data of {item.label}: {fault}")
+    compare(unpacker.count, items, staging, url)
+    stamp = {"archive": first.archive, "sha256": sha256, "bytes": arrival.stream.consumed, "source": url}
+    return stamp | unpacker.count
+
+
+def compare(count: dict[str, int], items: list[Part], staging: str, url: str) -> None:
+    """Raise DatabundleError when on the disk are not as many files and bytes as came out of the archive."""
+    found = {"files": 0, "unpacked_bytes": 0}
+    for item in items:
+        for folder, _folders, files in os.walk(os.path.join(staging, item.member)):
+            for name in files:
+                about = os.lstat(os.path.join(folder, name))
+                if stat.S_ISREG(about.st_mode):
+                    found["files"] += 1
+                    found["unpacked_bytes"] += about.st_size
+    if found != count:
+        raise DatabundleError(f"{url}: unpacked {count}, but on the disk are {found}; nothing was put in place")
+
+
+def looks_like(url: str, options: dict[str, Any]) -> str | None:
+    """What is at `url` if it is not a gzip file."""
+    download = Download(url, **options)
+    head = bytes(next(download.blocks(), b""))[:512]
+    if head[:2] == b"\x1f\x8b":
+        return None
+    what = "a web page" if head.lstrip()[:1] == b"<" else f"something that begins with {head[:16]!r}"
+    return f"not a gzipped tar archive but {what} (type {download.type or 'not given'})"
+
+
+def compare_with_first(path: str, archive: str, sha256: str) -> None:
+    """Of an archive whose checksum nobody published, remember that of the first time; raise DatabundleError when it is another now.
+
+    The file at `path` is none of the data, so that it outlives them.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            sums = dict(json.load(handle))
+    except FileNotFoundError:
+        sums = {}
+    except (ValueError, TypeError) as error:
+        raise DatabundleError(f"{path}: not a list of checksums: {error}") from error
+    before = sums.setdefault(archive, sha256)
+    if before != sha256:
+        raise DatabundleError(
+            f"{archive}: sha256 is {sha256}, but was {before} when it was fetched first;"
+            f" if the change is meant, remove its line from {path}"
+        )
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with open(path + ".new", "w", encoding="utf-8") as out:
+        json.dump(sums, out, indent=1, sort_keys=True)
+        out.write("\n")
+    os.replace(path + ".new", path)
 
 
 def with_checksums(parts: list[Part], mirror_url: str | None, options: dict[str, Any]) -> tuple[list[Part], str | None]:
@@ -357,9 +615,10 @@ def alone(root: str) -> Iterator[None]:
 
 def bring(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
-    root, mirror = module.params["root"], module.params["mirror_url"]
-    options = {"timeout": module.params["timeout"], "attempts": module.params["attempts"]}
-    parts, unknown = with_checksums(plan(module.params["release"], module.params["assemblies"]), mirror, options)
+    params = module.params
+    root, mirror = params["root"], params["mirror_url"]
+    download = {"timeout": params["timeout"], "attempts": params["attempts"]}
+    parts, unknown = with_checksums(plan(params["release"], params["assemblies"]), mirror, download)
     due = [item for item in parts if not is_current(item, root)]
     if unknown:
         if due and not module.check_mode:
@@ -369,13 +628,20 @@ def bring(module: AnsibleModule) -> None:
     for item in due:
         jobs.setdefault(source(item, mirror), []).append(item)
     if due and not module.check_mode:
+        options = {
+            "download": download | {"connections": params["connections"]},
+            "space_factor": params["space_factor"],
+            "checksums": params["checksums"],
+        }
         os.makedirs(root, mode=0o755, exist_ok=True)
         with alone(root):
-            for name in os.listdir(root):  # of a run that was cut
-                if name.startswith(STAGING):
-                    shutil.rmtree(os.path.join(root, name))
+            wanted = {staging_of(root, url, items) for url, items in jobs.items()}
+            for name in os.listdir(root):
+                path = os.path.join(root, name)
+                if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
+                    shutil.rmtree(path)
             for url, items in jobs.items():
-                install(items, root, url, options, module.params["space_factor"])
+                install(items, root, url, options)
     report = [
         {
             "part": item.label,
@@ -399,6 +665,8 @@ def main() -> None:
             "release": {"type": "dict", "required": True},
             "assemblies": {"type": "list", "elements": "str", "required": True},
             "mirror_url": {"type": "str"},
+            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
+            "connections": {"type": "int", "default": 6},
             "timeout": {"type": "int", "default": 60},
             "attempts": {"type": "int", "default": 6},
             "space_factor": {"type": "float", "default": 2.5},
@@ -407,7 +675,7 @@ def main() -> None:
     )
     try:
         bring(module)
-    except (DatabundleError, DownloadError) as error:
+    except (DatabundleError, DownloadError, GzipError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.params['root']}: {error.strerror or error}")

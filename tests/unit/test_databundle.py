@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import json
+import os
+import random
 import re
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from tests.unit.module_runner import load, run
+from tests.unit.module_runner import ROOT, load, run
 
 DATE = "20260620"
 
@@ -40,6 +49,9 @@ BUNDLE = {f"data/{asm}/.PCGR_BUNDLE_VERSION": f"{DATE}\n".encode() for asm in ("
 VEP = {f"homo_sapiens/115_{asm}/info.txt": b"species homo_sapiens\n" for asm in ("GRCh37", "GRCh38")}
 
 
+SIZE = len(archive(BUNDLE))
+
+
 class Mirror:
     """A folder on loopback HTTP, with faults on demand."""
 
@@ -47,6 +59,9 @@ class Mirror:
         self.files: dict[str, bytes] = {}
         self.cut_after: dict[str, list[int]] = {}  # bytes of the next answers to the name, then whole ones
         self.ranges = True
+        self.sent = 0  # bytes of bodies
+        self.busy = self.busiest = 0  # answers under way at once
+        self.before_answer: Callable[[], None] = lambda: None
         self.requests: list[tuple[str, str | None]] = []
         self.errors: list[int] = []
         mirror = self
@@ -62,16 +77,29 @@ class Mirror:
                 if name not in mirror.files:
                     self.send_error(404)
                     return
-                body = mirror.files[name]
-                start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked and mirror.ranges else 0  # type: ignore[index]
-                self.send_response(206 if start else 200)
-                if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()[:8]}"')
-                self.send_header("Content-Length", str(len(body) - start))
+                mirror.before_answer()
+                whole = mirror.files[name]
+                span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "") if mirror.ranges else None
+                first, last = (int(span[1]), min(int(span[2]), len(whole) - 1)) if span else (0, len(whole) - 1)
+                if first >= len(whole):
+                    self.send_response(416 if span else 200)
+                else:
+                    self.send_response(206 if span else 200)
+                if span:
+                    told = f"{first}-{last}" if first < len(whole) else "*"
+                    self.send_header("Content-Range", f"bytes {told}/{len(whole)}")
+                body = whole[first : last + 1]
+                self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()[:8]}"')
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                cuts = mirror.cut_after.get(name)
-                self.wfile.write(body[start:][: cuts.pop(0)] if cuts else body[start:])
+                cuts = mirror.cut_after.get(name) if len(body) > 1 else None
+                body = body[: cuts.pop(0)] if cuts else body
+                mirror.busy += 1
+                mirror.busiest = max(mirror.busiest, mirror.busy)
+                with suppress(OSError):
+                    self.wfile.write(body)
+                    mirror.sent += len(body)
+                mirror.busy -= 1
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -90,8 +118,7 @@ class Mirror:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    monkeypatch.setattr(load("module_utils.download").time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(load("modules.databundle").os, "sync", lambda: None)  # of the whole machine: slow
+    monkeypatch.setattr(load("module_utils.download"), "LONGEST_PAUSE", 0)
     made = Mirror()
     made.files = {"bundle.tgz": archive(BUNDLE), "vep.tar.gz": archive(VEP)}
     made.sums()
@@ -122,6 +149,7 @@ def bring(root: Path, mirror: Mirror | None, assemblies: tuple[str, ...] = ("grc
     return run(
         "databundle",
         root=str(root),
+        checksums=str(root.parent / "checksums.json"),
         assemblies=list(assemblies),
         **({"mirror_url": mirror.url} if mirror else {}),
         **more,
@@ -151,14 +179,15 @@ def test_second_run_downloads_nothing_and_changes_nothing(mirror: Mirror, tmp_pa
     mirror.requests.clear()
     answer = bring(tmp_path, mirror)
     assert answer["changed"] is False
-    assert [name for name, _ in mirror.requests] == ["SHA256SUMS"]
+    assert {name for name, _ in mirror.requests} == {"SHA256SUMS"}
     assert tree(tmp_path) == before
 
 
 def test_two_assemblies_in_one_archive_are_downloaded_once(mirror: Mirror, tmp_path: Path) -> None:
     answer = bring(tmp_path, mirror, ("grch37", "grch38"))
     assert len([part for part in answer["parts"] if part["brought"]]) == 4
-    assert sorted(name for name, _ in mirror.requests) == ["SHA256SUMS", "bundle.tgz", "vep.tar.gz"]
+    names = [name for name, span in mirror.requests if span != "bytes=0-0"]
+    assert sorted(names) == ["SHA256SUMS", "bundle.tgz", "vep.tar.gz"]
     assert bring(tmp_path, mirror, ("grch37", "grch38"))["changed"] is False
 
 
@@ -175,7 +204,7 @@ def test_broken_connections_are_resumed_where_they_broke(mirror: Mirror, tmp_pat
     answer = bring(tmp_path, mirror)
     assert answer["changed"] is True, answer
     asked = [span for name, span in mirror.requests if name == "bundle.tgz"]
-    assert asked == [None, "bytes=1000-", "bytes=1500-", "bytes=1500-", "bytes=1500-"]
+    assert asked == [f"bytes={start}" for start in ("0-0", *(f"{n}-{SIZE - 1}" for n in (0, 1000, 1500, 1500, 1500)))]
 
 
 def test_a_server_without_ranges_is_read_again_from_the_start(mirror: Mirror, tmp_path: Path) -> None:
@@ -185,12 +214,15 @@ def test_a_server_without_ranges_is_read_again_from_the_start(mirror: Mirror, tm
 
 
 def test_a_file_replaced_between_two_attempts_is_noticed(mirror: Mirror, tmp_path: Path) -> None:
-    """The server ignores If-Range; only the checksum can tell."""
-    mirror.cut_after["bundle.tgz"] = [1000]
     changed = bytearray(mirror.files["bundle.tgz"])
     changed[-5] ^= 1  # in gzip's length field
-    mirror.files["bundle.tgz"] = bytes(changed)
-    refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz")
+
+    def replace() -> None:
+        if mirror.requests[-1] == ("bundle.tgz", f"bytes=0-{SIZE - 1}"):
+            mirror.files["bundle.tgz"] = bytes(changed)
+
+    mirror.before_answer = replace
+    refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz", "replaced while it was being read")
 
 
 def test_passing_server_errors_are_waited_out(mirror: Mirror, tmp_path: Path) -> None:
@@ -199,13 +231,13 @@ def test_passing_server_errors_are_waited_out(mirror: Mirror, tmp_path: Path) ->
 
 
 def refused(answer: dict[str, Any], root: Path, *words: str) -> None:
-    """The module failed with one line that has the words, and left nothing."""
+    """The module failed with one line that has the words, and left nothing but what a next run can go on with."""
     assert answer.get("failed"), answer
     assert "\n" not in answer["msg"]
     for word in words:
         assert word in answer["msg"], answer["msg"]
-    assert tree(root) == {}
-    assert not list(root.glob(".databundle-*"))
+    assert not [name for name in tree(root) if not name.startswith(".databundle-")]
+    assert "the next run goes on from there" in answer["msg"] or not list(root.glob(".databundle-*"))
 
 
 def test_dead_mirror_is_given_up_with_its_address(mirror: Mirror, tmp_path: Path) -> None:
@@ -215,7 +247,7 @@ def test_dead_mirror_is_given_up_with_its_address(mirror: Mirror, tmp_path: Path
 
 def test_connection_that_always_breaks_is_given_up(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cut_after["bundle.tgz"] = [1000] + [0] * 50
-    refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz", "byte 1000", "early")
+    refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz", "6 attempts", "1000 bytes received", "goes on from there")
 
 
 def test_missing_file(mirror: Mirror, tmp_path: Path) -> None:
@@ -328,9 +360,7 @@ def test_a_cut_before_the_rename_leaves_the_old_data(
     mirror.sums()
     module = load("modules.databundle")
     with monkeypatch.context() as patched:
-        # As after a kill: nothing that follows happens, the clean-up neither.
-        patched.setattr(module.os, "sync", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-        patched.setattr(module.shutil, "rmtree", lambda *_a, **_k: None)
+        patched.setattr(module, "sync", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             bring(tmp_path, mirror)
     left = list(tmp_path.glob(".databundle-*"))
@@ -392,6 +422,138 @@ def test_file_mirror_and_unknown_checksum_is_recorded(mirror: Mirror, tmp_path: 
     for name, body in mirror.files.items():
         (source / name).write_bytes(body)
     (source / "SHA256SUMS").write_text(f"{'0' * 64}  unrelated\n")
-    answer = run("databundle", root=str(root), release=release(), assemblies=["grch38"], mirror_url=f"file://{source}")
+    url, known = f"file://{source}", tmp_path / "known/checksums.json"
+    arguments = {"release": release(), "assemblies": ["grch38"], "mirror_url": url, "checksums": str(known)}
+    answer = run("databundle", root=str(root), **arguments)
     assert answer["changed"] is True, answer
-    assert answer["parts"][0]["sha256"] == hashlib.sha256(mirror.files["bundle.tgz"]).hexdigest()
+    sha256 = hashlib.sha256(mirror.files["bundle.tgz"]).hexdigest()
+    assert answer["parts"][0]["sha256"] == sha256
+    assert json.loads(known.read_text())["bundle.tgz"] == sha256
+    # The second time, on a new disk, another archive of that name is not trusted.
+    (source / "bundle.tgz").write_bytes(archive(BUNDLE | {"data/grch38/big": b"other"}))
+    again = tmp_path / "again"
+    again.mkdir()
+    refused(run("databundle", root=str(again), **arguments), again, "bundle.tgz", sha256, str(known))
+    known.write_text("[1]")
+    refused(run("databundle", root=str(again), **arguments), again, str(known), "not a list of checksums")
+
+
+def large(seed: int) -> dict[str, bytes]:
+    """24 MB that hardly compress, in files of all sizes."""
+    chance = random.Random(seed)
+    sizes = [*(chance.randrange(3000) for _ in range(500)), 9_000_000, *(chance.randrange(3000) for _ in range(500))]
+    members = {f"data/grch38/{number:04}": chance.randbytes(size) for number, size in enumerate([*sizes, 12_000_000])}
+    return {"data/grch38/.PCGR_BUNDLE_VERSION": f"{DATE}\n".encode()} | members
+
+
+def test_several_connections_at_once(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["bundle.tgz"] = archive(members := large(1))
+    mirror.sums()
+    mirror.before_answer = lambda: time.sleep(0.02)
+    assert bring(tmp_path, mirror, connections=4)["changed"] is True
+    assert mirror.busiest >= 2
+    assert all((tmp_path / f"bundles/{DATE}" / name).read_bytes() == body for name, body in members.items())
+
+
+CHILD = """
+import sys, json
+sys.path.insert(0, sys.argv[1])
+from tests.unit.module_runner import run
+print(json.dumps(run("databundle", **json.loads(sys.argv[2]))))
+"""
+
+
+@pytest.mark.parametrize(("seed", "rebooted"), [(0, False), (1, False), (2, False), (3, True)])
+def test_killed_anywhere_and_taken_up_again(
+    mirror: Mirror, tmp_path: Path, seed: int, rebooted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 when the server has sent a random number of bytes; the next run asks for the rest only.
+
+    After a reboot only what had been brought to the disk counts: here nothing had, so it starts anew.
+    """
+    chance = random.Random(seed)
+    mirror.files["bundle.tgz"] = body = archive(members := large(2))
+    mirror.sums()
+    root = tmp_path / "root"
+    arguments = {
+        "root": str(root),
+        "release": release(),
+        "assemblies": ["grch38"],
+        "mirror_url": mirror.url,
+        "checksums": str(tmp_path / "known.json"),
+    }
+    stop_at = chance.randrange(len(body) // 10, len(body))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(ROOT), json.dumps(arguments)], stdout=subprocess.PIPE)
+    mirror.before_answer = lambda: child.kill() if mirror.sent >= stop_at else None
+    child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert not (root / "bundles").exists()
+    mirror.before_answer, mirror.sent = (lambda: None), 0
+    module = load("modules.databundle")
+    if rebooted:
+        monkeypatch.setattr(module, "boot_id", lambda: "another")
+    answer = run("databundle", **arguments)
+    assert answer["changed"] is True, answer
+    assert answer["parts"][0]["sha256"] == hashlib.sha256(body).hexdigest()
+    assert all((root / f"bundles/{DATE}" / name).read_bytes() == content for name, content in members.items())
+    # What had arrived but was not used yet: read ahead by each connection, and since the last checkpoint.
+    lost = (6 + 1) * (1 << 20) + module.LEAST_BETWEEN + 2 * module.BLOCK
+    limit = len(body) if rebooted else len(body) - stop_at + lost
+    assert mirror.sent - len(mirror.files["vep.tar.gz"]) - len(mirror.files["SHA256SUMS"]) <= limit + 10
+
+
+def test_after_a_reboot_it_goes_on_from_what_is_on_the_disk(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files written after the last checkpoint that is on the disk may hold anything: they are written again."""
+    module = load("modules.databundle")
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0)
+    mirror.files["bundle.tgz"] = body = archive(members := large(3))
+    mirror.sums()
+    mirror.cut_after["bundle.tgz"] = [1 << 20] * 15 + [0] * 1000
+    assert "the next run goes on" in bring(tmp_path, mirror, connections=1)["msg"]
+    (staging,) = tmp_path.glob(".databundle-*")
+    point = json.loads((staging / module.SYNCED).read_text())
+    assert point["stream"]["consumed"] > 4 << 20
+    latest = json.loads((staging / module.LATEST).read_text())
+    (staging / module.LATEST).write_text(json.dumps(latest | {"sha256": point["sha256"], "count": {}}))  # unusable
+    for path in sorted(staging.rglob("data/grch38/0*"))[point["count"]["files"] + 1 :]:
+        path.write_bytes(b"")
+    mirror.cut_after.clear()
+    mirror.sent = 0
+    monkeypatch.setattr(module, "boot_id", lambda: "another")
+    assert bring(tmp_path, mirror)["changed"] is True
+    assert mirror.sent < len(body) - (3 << 20)
+    assert all((tmp_path / f"bundles/{DATE}" / name).read_bytes() == content for name, content in members.items())
+
+
+def test_a_new_archive_is_not_mixed_with_what_a_cut_run_left(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["bundle.tgz"] = archive(large(4))
+    mirror.sums()
+    mirror.cut_after["bundle.tgz"] = [1 << 20] * 15 + [0] * 1000
+    assert "the next run goes on" in bring(tmp_path, mirror, connections=1)["msg"]
+    mirror.cut_after.clear()
+    mirror.files["bundle.tgz"] = archive(members := large(5))
+    mirror.sums()
+    assert bring(tmp_path, mirror)["changed"] is True
+    assert all((tmp_path / f"bundles/{DATE}" / name).read_bytes() == content for name, content in members.items())
+
+
+def test_files_that_got_lost_on_the_way_to_the_disk_are_noticed(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("modules.databundle")
+    monkeypatch.setattr(module.Checkpoints, "finish", lambda points: (Path(points.folder) / "data/grch38/big").unlink())
+    refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz", "2", "1", "nothing was put in place")
+
+
+def test_full_disk_is_told_and_left_free(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("modules.databundle")
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "big"))
+    monkeypatch.setattr(module.os, "ftruncate", full)
+    refused(bring(tmp_path, mirror), tmp_path, "No space left")
+
+
+def test_missing_library_is_named(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load("module_utils.gunzip"), "ISAL", "libnone.so.2")
+    refused(bring(tmp_path, mirror), tmp_path, "libisal2")
