@@ -31,7 +31,7 @@ lint: env ## every linter and type checker
 	ruff format --check .
 	mypy
 	yamllint --strict .
-	shellcheck scripts/bootstrap .ci/run
+	shellcheck scripts/bootstrap scripts/build_tools .ci/run
 	ansible-lint --offline --strict
 	antsibull-changelog lint
 
