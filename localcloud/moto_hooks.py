@@ -155,7 +155,17 @@ class SpotInstanceRequest(spot_requests.SpotInstanceRequest):
         self.instance.spot_instance_request_id = self.id  # type: ignore[attr-defined]
 
     def launch_instance(self) -> instances.Instance:
-        return self._launched or super().launch_instance()
+        if self._launched:
+            return self._launched
+        # Of a fleet's launch template moto takes a few fields only; run_instances finds all of them here.
+        source = self.launch_spec.launch_template_spec if self.launch_spec else None
+        if source:
+            _thread.specification = self.ec2_backend._template(source) | {"InstanceMarketOptions": {}}
+        try:
+            return super().launch_instance()
+        finally:
+            if source:
+                _thread.specification = {}
 
     def end(self, code: str) -> None:
         self.state = "closed"
@@ -331,6 +341,39 @@ def _modify_image_attribute(self: EC2Response) -> ActionResult:
     return EmptyResult()
 
 
+def _enable_image_deprecation(self: EC2Response) -> ActionResult:
+    """moto has none; images whose time has come stay listed here."""
+    image = self.ec2_backend.describe_images(ami_ids=[self._get_param("ImageId")])[0]
+    self.error_on_dryrun()
+    image.deprecation_time = f"{self._get_param('DeprecateAt'):%Y-%m-%dT%H:%M:00.000Z}"  # EC2 rounds to the minute
+    return ActionResult({"Return": True})
+
+
+def _enable_image_deregistration_protection(self: EC2Response) -> ActionResult:
+    """moto has none."""
+    return _protect(
+        self, "enabled-with-cooldown" if self._get_bool_param("WithCooldown") else "enabled-without-cooldown"
+    )
+
+
+def _disable_image_deregistration_protection(self: EC2Response) -> ActionResult:
+    return _protect(self, "disabled")  # a cooldown would be a day
+
+
+def _protect(self: EC2Response, state: str) -> ActionResult:
+    image = self.ec2_backend.describe_images(ami_ids=[self._get_param("ImageId")])[0]
+    self.error_on_dryrun()
+    image.deregistration_protection = state
+    return ActionResult({"Return": state})
+
+
+def _describe_snapshots(self: EC2Response) -> ActionResult:
+    """moto's handler drops OwnerIds: "mine" would be everybody's."""
+    found = self.ec2_backend.describe_snapshots(self._get_param("SnapshotIds", []), self._filters_from_querystring())
+    owners = [self.current_account if owner == "self" else owner for owner in self._get_param("OwnerIds", [])]
+    return ActionResult({"Snapshots": [one for one in found if not owners or one.owner_id in owners]})
+
+
 def _modify_instance_attribute(self: EC2Response) -> ActionResult:
     """moto's handler does not know the shutdown behaviour in the form that boto3 sends."""
     behaviour = self._get_param("InstanceInitiatedShutdownBehavior.Value")
@@ -382,7 +425,8 @@ def install(machines: world.World) -> None:
     ec2_models.ec2_backends.backend = EC2Backend
     moto_ebs.install()
     for handler in (_create_image, _register_image, _modify_image_attribute, _modify_instance_attribute,
-                    _request_spot_instances, _get_console_output, _parse_block_device_mapping):  # fmt: skip
+                    _enable_image_deprecation, _enable_image_deregistration_protection,
+                    _disable_image_deregistration_protection, _describe_snapshots, _request_spot_instances, _get_console_output, _parse_block_device_mapping):  # fmt: skip
         name = handler.__name__
         setattr(EC2Response, name if hasattr(EC2Response, name) else name[1:], handler)
     places: list[tuple[Any, str, Any]] = [

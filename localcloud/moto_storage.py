@@ -25,6 +25,8 @@ class Ami(amis.Ami):
 
     mappings: Sequence[Mapping[str, Any]] = ()
     ena_support = True
+    deprecation_time: str | None = None
+    deregistration_protection = "disabled"
 
     @property
     def block_device_mappings(self) -> list[dict[str, Any]]:
@@ -291,6 +293,12 @@ class Storage(ec2_models.EC2Backend):
             setattr(image, key, value)
         self.amis[image.id] = image
         return image
+
+    def deregister_image(self, ami_id: str) -> None:
+        with world.current.lock:
+            if getattr(self.amis.get(ami_id), "deregistration_protection", "disabled") != "disabled":
+                raise EC2ClientError("OperationNotPermitted", f"Deregistration protection is enabled for {ami_id}")
+            super().deregister_image(ami_id)
 
     def _free_name(self, name: str | None) -> None:
         # moto accepts a second image of the same name.
