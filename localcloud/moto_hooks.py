@@ -250,6 +250,7 @@ class EC2Backend(Storage):
             zone = kwargs.get("placement") or f"{self.region_name}a"
             subnet = self.get_default_subnets().get(zone)
             kwargs["subnet_id"] = subnet.id if subnet else None
+        kwargs.setdefault("associate_public_ip", None)  # the subnet decides; for spot requests and fleets moto says no
         named = kwargs.get("security_group_ids") or template.get("SecurityGroupIds") or template.get("SecurityGroups")
         if kwargs.get("subnet_id") and not named and not group_names:
             vpc_id = self.get_subnet(kwargs["subnet_id"]).vpc_id
