@@ -24,7 +24,7 @@ BLOCK = 1 << 20
 # A range asked for at once. Small enough that what is read ahead, one range for each connection, is little to lose in a cut
 # and to hold in memory; large enough that a request's delay does not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 20, 8 << 20
-RANGES_PER_FILE = 256
+RANGES_PER_FILE = 1024
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}

@@ -93,7 +93,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +112,10 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, G
 STAMP = ".umccr.pcgr.json"
 STAGING = ".databundle-"
 LATEST, SYNCED = ".checkpoint.json", ".checkpoint-on-disk.json"
-CHECKPOINTS = 200  # in an archive: a cut costs at most half a percent of it
+CHECKPOINTS = 400  # in an archive: between two lies a quarter of a percent of it
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.2 MB
+PROGRESS = ".databundle-progress"
+TELL_SECONDS = 1.0  # between two reports of the progress
 SYNC_SECONDS = 10.0  # between checkpoints that outlive a cut of the machine
 HASHED_LATER = 8  # blocks of 1 MiB by which decompressing may be ahead of hashing
 # How Ensembl spells the assemblies in cache folders.
@@ -350,18 +352,20 @@ def boot_id() -> str:
 
 
 class Unpacker:
-    """Writes the members of a tar file below the `wanted` paths into `folder`; `count` counts files and bytes."""
+    """Writes the folders of `items` from an archive into the staging folder; `count` counts files and bytes."""
 
-    def __init__(self, arrival: Arrival, wanted: list[str], checkpoints: Checkpoints) -> None:
+    def __init__(self, arrival: Arrival, items: list[Part], checkpoints: Checkpoints) -> None:
         self.arrival = arrival
+        self.part = items[0].label
         self.stream = arrival.stream
-        self.wanted = wanted
+        self.wanted = [item.member for item in items]
         self.checkpoints = checkpoints
         self.folder = checkpoints.folder
         self.url = arrival.download.url
         self.count = {"files": 0, "unpacked_bytes": 0}
         self._next = 0  # where in the tar file the next member begins
-        self._saved_at = self.stream.consumed
+        self._saved_at = self._begun_at = self.stream.consumed
+        self._told_at = self._started = time.monotonic()
         self._buffer = memoryview(bytearray(BLOCK))
 
     def run(self, point: dict[str, Any]) -> None:
@@ -436,12 +440,24 @@ class Unpacker:
         self.count["unpacked_bytes"] += size
 
     def _save(self, member: dict[str, Any] | None) -> None:
+        if time.monotonic() > self._told_at + TELL_SECONDS:
+            self._told_at = time.monotonic()
+            self._tell()
         if self.stream.consumed - self._saved_at < self.checkpoints.interval:
             return
         state = self.arrival.state()
         if state:
             self._saved_at = self.stream.consumed
             self.checkpoints.write({**state, "next": self._next, "member": member, "count": self.count})
+
+    def _tell(self) -> None:
+        """Write how far it is (bytes of the archive), for who looks after a long run."""
+        about = {"part": self.part, "done": self.stream.consumed, "size": self.arrival.download.size}
+        about |= {"fetched": self.stream.consumed - self._begun_at, "seconds": time.monotonic() - self._started}
+        path = os.path.join(os.path.dirname(self.folder), PROGRESS)
+        with open(path + ".new", "w", encoding="utf-8") as out:
+            json.dump(about, out)
+        os.replace(path + ".new", path)
 
 
 def make_sure_of_space(root: str, download: Download, factor: float) -> None:
@@ -512,7 +528,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         make_sure_of_space(os.path.dirname(staging), download, options["space_factor"])
         os.mkdir(staging, 0o755)
     arrival = Arrival(download, point)
-    unpacker = Unpacker(arrival, [item.member for item in items], checkpoints)
+    unpacker = Unpacker(arrival, items, checkpoints)
     unpacker.run(point)
     sha256 = arrival.finish()
     checkpoints.finish()
@@ -640,8 +656,12 @@ def bring(module: AnsibleModule) -> None:
                 path = os.path.join(root, name)
                 if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
                     shutil.rmtree(path)
-            for url, items in jobs.items():
-                install(items, root, url, options)
+            try:
+                for url, items in jobs.items():
+                    install(items, root, url, options)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(root, PROGRESS))
     report = [
         {
             "part": item.label,
