@@ -89,7 +89,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         screen = Screen(str(task_vars.get("inventory_hostname", self._play_context.remote_addr)))
         answer, progress = (
             shlex.quote(job["results_file"]),
-            shlex.quote(f"{self._task.args['root']}/.databundle-progress"),
+            shlex.quote(f"{self._task.args['root']}/.databundle.progress"),
         )
         while True:
             time.sleep(LOOK_SECONDS)

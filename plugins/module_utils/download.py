@@ -21,10 +21,10 @@ except ImportError:
     requests = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
-# A range asked for at once. Small enough that what is read ahead, one range for each connection, is little to lose in a cut
-# and to hold in memory; large enough that a request's delay does not count.
+# A range asked for at once. Small enough that what is read ahead is little to lose in a cut and to hold in memory; large
+# enough that a request's delay and its millisecond of work do not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 20, 8 << 20
-RANGES_PER_FILE = 1024
+RANGES_PER_FILE = 512
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}
@@ -97,10 +97,6 @@ class Download:
         finally:
             self._stopped.set()
 
-    def stop(self) -> None:
-        """Have the connections end soon, whatever they wait for."""
-        self._stopped.set()
-
     # ---- a local file
 
     def _read_file(self, start: int) -> Iterator[memoryview]:
@@ -126,17 +122,24 @@ class Download:
         pool = concurrent.futures.ThreadPoolExecutor(self.connections)
         waiting: deque[concurrent.futures.Future[memoryview]] = deque()
 
+        ahead = 1
+
         def ask() -> None:
-            for begin in starts:
+            while len(waiting) < ahead:
+                begin = next(starts, None)
+                if begin is None:
+                    return
                 waiting.append(pool.submit(self._range, begin, min(begin + length, size)))
-                return
 
         try:
-            for _ in range(self.connections):
-                ask()
+            ask()
             while waiting:
-                part = waiting.popleft().result()
+                first = waiting.popleft()
+                # Whoever reads is quicker than the connections in use: one more, and more is read ahead.
+                if not first.done():
+                    ahead = min(ahead + 1, self.connections)
                 ask()
+                part = first.result()
                 for offset in range(0, len(part), BLOCK):
                     yield part[offset : offset + BLOCK]
         finally:
@@ -154,14 +157,17 @@ class Download:
                 self._check_same(answer)
                 if answer.status_code != http.HTTPStatus.PARTIAL_CONTENT or _span(answer)[0] != begin + done:
                     raise DownloadError(f"{self.url}: asked for the bytes from {begin + done}, got others")
+                # Straight into the buffer; urllib3's own reading makes two copies.
+                body = answer.raw._original_response
                 while done < len(part):
                     if self._stopped.is_set():
                         raise DownloadError(f"{self.url}: stopped")
-                    count = answer.raw.readinto(part[done : done + BLOCK])
+                    count = body.readinto(part[done : done + BLOCK])
                     if not count:
                         raise _Retry(f"the connection ended {len(part) - done} bytes early")
                     done += count
                     self._count(count)
+                answer.raw.release_conn()  # for the next range
 
         self._retrying(step, lambda: done)
         return part

@@ -84,17 +84,19 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import mmap
+import multiprocessing
 import os
 import posixpath
 import shutil
 import stat
 import tarfile
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -112,12 +114,13 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, G
 STAMP = ".umccr.pcgr.json"
 STAGING = ".databundle-"
 LATEST, SYNCED = ".checkpoint.json", ".checkpoint-on-disk.json"
-CHECKPOINTS = 400  # in an archive: between two lies a quarter of a percent of it
+CHECKPOINTS = 250  # in an archive: a cut costs at most 0.4 % of it, and what was read ahead
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.2 MB
-PROGRESS = ".databundle-progress"
+PROGRESS = ".databundle.progress"
 TELL_SECONDS = 1.0  # between two reports of the progress
 SYNC_SECONDS = 10.0  # between checkpoints that outlive a cut of the machine
-HASHED_LATER = 8  # blocks of 1 MiB by which decompressing may be ahead of hashing
+SLOTS = 4  # blocks of 1 MiB that are ready to be decompressed
+FORK = multiprocessing.get_context("fork")  # the other ways cannot find a module that Ansible has packed
 # How Ensembl spells the assemblies in cache folders.
 ENSEMBL = {"grch37": "GRCh37", "grch38": "GRCh38"}
 AT_FDCWD = -100
@@ -230,6 +233,29 @@ def safe_name(name: str) -> str | None:
     return posixpath.normpath(name)
 
 
+def fetch(download: Download, start: int, state: bytes | None, slots: mmap.mmap, pipe: Connection) -> None:
+    """Fetch and hash what comes from byte `start` on, in a process of its own, where this does not hold up the unpacking.
+
+    Blocks go into `slots` in turn. For each, `pipe` gets its length and the state of the hash before it; then the whole
+    SHA-256, or the error that ended it all. It gives back a message for each block that is used up.
+    """
+    sha256 = Sha256(state)
+    try:
+        for number, block in enumerate(download.blocks(start)):
+            before = sha256.state
+            sha256.update(block)
+            if number >= SLOTS:
+                pipe.recv_bytes()
+            place = number % SLOTS * BLOCK
+            slots[place : place + len(block)] = block
+            pipe.send((len(block), before))
+        pipe.send(sha256.hexdigest())
+    except DownloadError as error:
+        pipe.send(error)
+    except (EOFError, BrokenPipeError):  # nobody wants it any more
+        pass
+
+
 class Arrival:
     """What an archive holds, decompressed while it arrives, and hashed in the same pass.
 
@@ -238,35 +264,51 @@ class Arrival:
 
     def __init__(self, download: Download, point: dict[str, Any]) -> None:
         stream = point.get("stream")
-        self._offset = stream["consumed"] if stream else 0
-        self._hash = Sha256(base64.b64decode(point["sha256"]) if stream else None)
-        self._hasher = ThreadPoolExecutor(1)
-        self._current: tuple[int, memoryview, Future[bytes]] | None = None
         self.download = download
-        self.stream = Gunzip(self._hashed(download.blocks(self._offset)), stream)
+        self._offset = stream["consumed"] if stream else 0
+        self._current: tuple[int, memoryview, bytes] = (0, memoryview(b""), Sha256().state)
+        self._sha256 = ""
+        self._slots = mmap.mmap(-1, SLOTS * BLOCK)
+        self._pipe, other = FORK.Pipe()
+        state = base64.b64decode(point["sha256"]) if stream else None
+        work = (download, self._offset, state, self._slots, other)
+        self._fetcher = FORK.Process(target=self._fetch, args=(self._pipe, work), daemon=True)
+        self._fetcher.start()
+        other.close()
+        self.stream = Gunzip(self._blocks(), stream)
 
-    def _hashed(self, blocks: Iterator[memoryview]) -> Iterator[memoryview]:
-        waiting: deque[Future[bytes]] = deque()
-        for block in blocks:
-            future = self._hasher.submit(self._add, block)
-            self._current = (self._offset, block, future)
-            self._offset += len(block)
-            waiting.append(future)
-            if len(waiting) > HASHED_LATER:
-                waiting.popleft().result()
-            yield block
+    @staticmethod
+    def _fetch(ours: Connection, work: tuple[Any, ...]) -> None:
+        ours.close()  # else the end of the other process would not show
+        fetch(*work)
 
-    def _add(self, block: memoryview) -> bytes:
-        before = self._hash.state
-        self._hash.update(block)
-        return before
+    def _blocks(self) -> Iterator[memoryview]:
+        number = 0
+        with memoryview(self._slots) as slots:
+            while True:
+                try:
+                    told = self._pipe.recv()
+                except EOFError:
+                    raise Interrupted(f"{self.download.url}: the process that fetches it was ended") from None
+                if isinstance(told, DownloadError):
+                    raise told
+                if isinstance(told, str):
+                    self._sha256 = told
+                    return
+                length, before = told
+                place = number % SLOTS * BLOCK
+                block = slots[place : place + length]
+                self._current = (self._offset, block, before)
+                self._offset += length
+                number += 1
+                yield block
+                with suppress(BrokenPipeError):  # it has sent everything and is gone
+                    self._pipe.send_bytes(b"")
 
-    def state(self) -> dict[str, Any] | None:
-        """A checkpoint of this moment; None before anything has come."""
-        if self._current is None:
-            return None
+    def state(self) -> dict[str, Any]:
+        """A checkpoint of this moment."""
         start, block, before = self._current
-        sha256 = Sha256(before.result())
+        sha256 = Sha256(before)
         sha256.update(block[: self.stream.consumed - start])
         return {"stream": self.stream.state(), "sha256": base64.b64encode(sha256.state).decode()}
 
@@ -274,8 +316,13 @@ class Arrival:
         """Read on to the end, whatever follows the tar file's own end; return the archive's SHA-256."""
         while self.stream.read(BLOCK):
             pass
-        self._hasher.shutdown()
-        return self._hash.hexdigest()
+        return self._sha256
+
+    def close(self) -> None:
+        """End the process that fetches."""
+        self._fetcher.kill()
+        self._fetcher.join()
+        self._pipe.close()
 
 
 class Checkpoints:
@@ -400,8 +447,6 @@ class Unpacker:
         # A target that goes down only cannot lead outside, whatever links it passes through.
         if member.issym() and safe_name(member.linkname) is None:
             raise DatabundleError(f"{self.url}: refused, link {member.name!r} leads to {member.linkname!r}")
-        if hasattr(tarfile, "data_filter"):
-            tarfile.data_filter(member, self.folder)
         return name
 
     def _extract(self, member: tarfile.TarInfo, path: str) -> None:
@@ -422,8 +467,9 @@ class Unpacker:
         """Write what is left of a file of which `done` bytes are there."""
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
         try:
-            os.ftruncate(file, done)
-            os.lseek(file, done, os.SEEK_SET)
+            if done:  # ext4 writes a file out at once, when it is closed, that was ever cut to nothing
+                os.ftruncate(file, done)
+                os.lseek(file, done, os.SEEK_SET)
             while done < size:
                 got = self.stream.readinto(self._buffer[: min(BLOCK, size - done)])
                 if not got:
@@ -445,10 +491,8 @@ class Unpacker:
             self._tell()
         if self.stream.consumed - self._saved_at < self.checkpoints.interval:
             return
-        state = self.arrival.state()
-        if state:
-            self._saved_at = self.stream.consumed
-            self.checkpoints.write({**state, "next": self._next, "member": member, "count": self.count})
+        self._saved_at = self.stream.consumed
+        self.checkpoints.write({**self.arrival.state(), "next": self._next, "member": member, "count": self.count})
 
     def _tell(self) -> None:
         """Write how far it is (bytes of the archive), for who looks after a long run."""
@@ -513,8 +557,6 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
     except Exception:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    finally:
-        download.stop()
     shutil.rmtree(staging)
 
 
@@ -529,9 +571,12 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         os.mkdir(staging, 0o755)
     arrival = Arrival(download, point)
     unpacker = Unpacker(arrival, items, checkpoints)
-    unpacker.run(point)
-    sha256 = arrival.finish()
-    checkpoints.finish()
+    try:
+        unpacker.run(point)
+        sha256 = arrival.finish()
+    finally:
+        arrival.close()
+        checkpoints.finish()
     if first.sha256:
         check(url, sha256, download.size, first.sha256)
     else:

@@ -77,6 +77,8 @@ class Mirror:
                 if name not in mirror.files:
                     self.send_error(404)
                     return
+                mirror.busy += 1
+                mirror.busiest = max(mirror.busiest, mirror.busy)
                 mirror.before_answer()
                 whole = mirror.files[name]
                 span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "") if mirror.ranges else None
@@ -94,8 +96,6 @@ class Mirror:
                 self.end_headers()
                 cuts = mirror.cut_after.get(name) if len(body) > 1 else None
                 body = body[: cuts.pop(0)] if cuts else body
-                mirror.busy += 1
-                mirror.busiest = max(mirror.busiest, mirror.busy)
                 with suppress(OSError):
                     self.wfile.write(body)
                     mirror.sent += len(body)
@@ -301,13 +301,7 @@ def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     ],
     ids=lambda info: info.name,
 )
-@pytest.mark.parametrize("with_filter", [True, False])
-def test_hostile_members(
-    mirror: Mirror, tmp_path: Path, bad: tarfile.TarInfo, with_filter: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where Python has no filters for tar files yet."""
-    if not with_filter:
-        monkeypatch.delattr(tarfile, "data_filter")
+def test_hostile_members(mirror: Mirror, tmp_path: Path, bad: tarfile.TarInfo) -> None:
     mirror.files["bundle.tgz"] = archive(BUNDLE, [bad])
     mirror.sums()
     root = tmp_path / "a/b/c"
@@ -497,7 +491,7 @@ def test_killed_anywhere_and_taken_up_again(
     assert answer["parts"][0]["sha256"] == hashlib.sha256(body).hexdigest()
     assert all((root / f"bundles/{DATE}" / name).read_bytes() == content for name, content in members.items())
     # What had arrived but was not used yet: read ahead by each connection, and since the last checkpoint.
-    lost = (6 + 1) * (1 << 20) + module.LEAST_BETWEEN + 2 * module.BLOCK
+    lost = (6 + 1) * (1 << 20) + module.LEAST_BETWEEN + (module.SLOTS + 2) * module.BLOCK
     limit = len(body) if rebooted else len(body) - stop_at + lost
     assert mirror.sent - len(mirror.files["vep.tar.gz"]) - len(mirror.files["SHA256SUMS"]) <= limit + 10
 
@@ -550,7 +544,7 @@ def test_files_that_got_lost_on_the_way_to_the_disk_are_noticed(
 def test_full_disk_is_told_and_left_free(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("modules.databundle")
     full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "big"))
-    monkeypatch.setattr(module.os, "ftruncate", full)
+    monkeypatch.setattr(module.os, "write", full)
     refused(bring(tmp_path, mirror), tmp_path, "No space left")
 
 
