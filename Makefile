@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-fast test-slow lint format
+.PHONY: all help env demo test test-fast test-slow bench lint format
 
 all: env help ## set the environment up, then show this help
 
@@ -24,7 +24,10 @@ test-fast: lint ## lint, unit and contract tests (under five minutes)
 	$(PYTEST) -n auto -m "not slow"
 
 test-slow: env ## the tests that build images and boot machines
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -n 2 --dist loadfile
+
+bench: env ## measure against what others do (NAME=databundle; BENCH_ARGS="--gib 1 --runs 1": shorter)
+	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
 
 lint: env ## every linter and type checker
 	ruff check .

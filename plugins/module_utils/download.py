@@ -25,6 +25,9 @@ BLOCK = 1 << 20
 # enough that a request's delay and its millisecond of work do not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 20, 8 << 20
 RANGES_PER_FILE = 512
+PATIENCE = (
+    0.03  # seconds that a range may be late before another connection is opened; a range of a fast mirror takes less
+)
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}
@@ -135,10 +138,11 @@ class Download:
             ask()
             while waiting:
                 first = waiting.popleft()
-                # Whoever reads is quicker than the connections in use: one more, and more is read ahead.
-                if not first.done():
-                    ahead = min(ahead + 1, self.connections)
                 ask()
+                if concurrent.futures.wait([first], PATIENCE).not_done:
+                    # Whoever reads is quicker than the connections in use: one more, and more is read ahead.
+                    ahead = min(ahead + 1, self.connections)
+                    ask()
                 part = first.result()
                 for offset in range(0, len(part), BLOCK):
                     yield part[offset : offset + BLOCK]

@@ -252,7 +252,7 @@ def fetch(download: Download, start: int, state: bytes | None, slots: mmap.mmap,
         pipe.send(sha256.hexdigest())
     except DownloadError as error:
         pipe.send(error)
-    except (EOFError, BrokenPipeError):  # nobody wants it any more
+    except (EOFError, ConnectionError):  # nobody wants it any more
         pass
 
 

@@ -40,6 +40,7 @@ MIB = 1 << 20
 # What throttled servers give: a connection to a university's server, and a mirror's share of the line.
 PER_CONNECTION, IN_ALL = 25_000_000, 100_000_000  # bytes a second
 CUTS = 20
+SMALL_FILES = 2000
 POLL_SECONDS = 0.05
 CHILD = """
 import json, sys
@@ -70,7 +71,7 @@ def make_archive(gib: float, console: Console) -> tuple[Path, Path]:
     """A folder shaped like a reference bundle, of about `gib` GiB when packed, and its archive; made once, then cached.
 
     Four fifths are files that are compressed already (bgzipped VCF, FASTA.gz, TSV.gz: random bytes stand for them), the
-    rest are tables that shrink to a third, and thousands of small files.
+    rest are tables that shrink to a third, and thousands of small files (a VEP cache has 14,000 in 26 GB).
     """
     home = CACHE / f"{hashlib.sha256(Path(__file__).read_bytes().split(b'# ---- ')[1]).hexdigest()[:8]}-{gib:g}"
     archive, tree = home / "bundle.tgz", home / "tree"
@@ -104,8 +105,9 @@ def make_archive(gib: float, console: Console) -> tuple[Path, Path]:
             out.write(
                 f"{chance.choice(genes)}\t{chance.randrange(1 << 40)}\t{chance.random():.4f}\tpathogenic evidence\n"
             )
-    for number in range(5000):
-        noise(data / f"other/{number % 50:02}/{number:05}.gz", chance.randrange(200, int(total * 0.07 / 5000 * 2)))
+    for number in range(SMALL_FILES):
+        size = chance.randrange(200, int(total * 0.07 / SMALL_FILES * 2))
+        noise(data / f"other/{number % 50:02}/{number:05}.gz", size)
     (data / ".PCGR_BUNDLE_VERSION").write_text(f"{DATE}\n")
     part = archive.with_suffix(".part")
     with part.open("wb") as out:

@@ -332,6 +332,34 @@ def test_spot_instance_is_interrupted(region: Client) -> None:
     assert again["SpotInstanceRequests"][0]["State"] == "closed"
 
 
+def test_machines_of_spot_requests_and_fleets_are_like_others(region: Client) -> None:
+    """They have an address to be reached at, and all that a launch template gives them."""
+    ec2 = region.aws()
+    spec = {"ImageId": region.ami, "InstanceType": "t3.small"}
+    request = ec2.request_spot_instances(LaunchSpecification=spec)["SpotInstanceRequests"][0]["SpotInstanceRequestId"]
+
+    def requested() -> Any:
+        found = ec2.describe_spot_instance_requests(SpotInstanceRequestIds=[request])["SpotInstanceRequests"][0]
+        return found.get("InstanceId")
+
+    assert wait_for(requested, 30)
+    disk = {"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 2, "DeleteOnTermination": True}}
+    tags = {"ResourceType": "instance", "Tags": [{"Key": "from", "Value": "template"}]}
+    data = spec | {"BlockDeviceMappings": [disk], "TagSpecifications": [tags]}
+    template = ec2.create_launch_template(LaunchTemplateName="fleet", LaunchTemplateData=data)["LaunchTemplate"]
+    source = {"LaunchTemplateId": template["LaunchTemplateId"], "Version": "1"}
+    fleet = ec2.create_fleet(
+        Type="instant",
+        LaunchTemplateConfigs=[{"LaunchTemplateSpecification": source}],
+        TargetCapacitySpecification={"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "spot"},
+    )
+    launched = fleet["Instances"][0]["InstanceIds"][0]
+    machines = [region.instance(requested()), region.instance(launched)]
+    assert all(machine["PublicIpAddress"].startswith("127.100.") for machine in machines)
+    assert {mapping["DeviceName"] for mapping in machines[1]["BlockDeviceMappings"]} == {"/dev/xvda", "/dev/sdb"}
+    ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in machines])
+
+
 def test_only_running_spot_instances_are_interrupted(region: Client) -> None:
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
