@@ -56,7 +56,8 @@ class Screen:
             return
         self._shown = (now["part"], reached, time.monotonic())
         speed = now["fetched"] / max(now["seconds"], 0.1)
-        left = f", {(size - now['done']) / speed / 60:.0f} minutes left" if size and speed else ""
+        minutes, seconds = divmod(int((size - now["done"]) / speed) if size and speed else 0, 60)
+        left = f", {minutes}:{seconds:02} min left" if size and speed else ""
         share = f"{reached:3.0f} % of {size / 1e9:.1f} GB" if size else f"{now['done'] / 1e9:.1f} GB"
         display.display(f"  [{self.host}] {now['part']}: {share}, {speed / 1e6:.0f} MB/s{left}")
 

@@ -72,7 +72,9 @@ def test_progress_is_shown_and_the_answer_is_the_modules(tmp_path: Path, mirror:
 
     first = play(tmp_path, *mirror)
     assert "changed=1" in first.stdout, first.stdout + first.stderr
-    shown = re.findall(rf"\[localhost\] bundle {DATE} grch38: +(\d+) % of 0\.1 GB, (\d+) MB/s", first.stdout)
+    shown = re.findall(
+        rf"\[localhost\] bundle {DATE} grch38: +(\d+) % of 0\.1 GB, (\d+) MB/s, 0:\d\d min left", first.stdout
+    )
     assert shown, first.stdout
     assert all(0 < int(percent) <= 100 and 1 <= int(speed) <= 8 for percent, speed in shown)
     assert (tmp_path / f"root/bundles/{DATE}/data/grch38/big").stat().st_size == SIZE
