@@ -69,7 +69,7 @@ from typing import Any
 try:
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
-    ClientError = BotoCoreError = OSError  # AnsibleAWSModule tells what is missing
+    ClientError = BotoCoreError = OSError  # type: ignore[assignment,misc]  # AnsibleAWSModule tells what is missing
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 

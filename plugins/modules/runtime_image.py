@@ -156,7 +156,7 @@ def load(docker: Docker, params: dict[str, Any], sha256: str | None) -> str:
     options = {"timeout": params["timeout"], "attempts": params["attempts"]}
     with tempfile.TemporaryDirectory(dir=params["scratch"], prefix=".pcgr-image-") as folder:
         path = os.path.join(folder, "image.tar")
-        found = save(url, path, sha256, **options)
+        found: str = save(url, path, sha256, **options)
         answer = docker.run("load", "--input", path)
     if f"Loaded image: {params['reference']}" not in answer.splitlines():
         raise ImageError(

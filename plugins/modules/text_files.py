@@ -57,6 +57,7 @@ import os
 import pwd
 import stat
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -69,6 +70,7 @@ def ids(module: AnsibleModule, path: str, owner: str, group: str) -> tuple[int, 
         if module.check_mode:
             return None
         module.fail_json(msg=f"{path}: owner {owner} or group {group} does not exist on this machine")
+        raise  # fail_json has left
 
 
 def read(path: str) -> str | None:
@@ -100,7 +102,7 @@ def write(path: str, content: str, mode: int, owner: tuple[int, int]) -> None:
         raise
 
 
-def apply_file(module: AnsibleModule, item: dict) -> dict | None:
+def apply_file(module: AnsibleModule, item: dict[str, Any]) -> dict[str, str] | None:
     """Make one file as asked; return its diff, or None when nothing differed."""
     path, content = item["path"], item["content"]
     if not os.path.isabs(path):
@@ -119,7 +121,7 @@ def apply_file(module: AnsibleModule, item: dict) -> dict | None:
         status = os.lstat(path)
         if before == content and (status.st_uid, status.st_gid) == owner and stat.S_IMODE(status.st_mode) == mode:
             return None
-    if not module.check_mode:
+    if owner and not module.check_mode:
         write(path, content, mode, owner)
     return {"before_header": path, "after_header": path, "before": before or "", "after": content}
 

@@ -482,9 +482,9 @@ def test_killed_anywhere_and_taken_up_again(
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL
     assert not (root / "bundles").exists()
-    (root / load("modules.databundle").PROGRESS).write_text("{}")  # of a run of more than a second
+    (root / load("module_utils.unpack").PROGRESS).write_text("{}")  # of a run of more than a second
     mirror.before_answer, mirror.sent = (lambda: None), 0
-    module = load("modules.databundle")
+    module = load("module_utils.unpack")
     if rebooted:
         monkeypatch.setattr(module, "boot_id", lambda: "another")
     answer = run("databundle", **arguments)
@@ -501,7 +501,7 @@ def test_after_a_reboot_it_goes_on_from_what_is_on_the_disk(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files written after the last checkpoint that is on the disk may hold anything: they are written again."""
-    module = load("modules.databundle")
+    module = load("module_utils.unpack")
     monkeypatch.setattr(module, "SYNC_SECONDS", 0)
     mirror.files["bundle.tgz"] = body = archive(members := large(3))
     mirror.sums()
@@ -537,13 +537,13 @@ def test_a_new_archive_is_not_mixed_with_what_a_cut_run_left(mirror: Mirror, tmp
 def test_files_that_got_lost_on_the_way_to_the_disk_are_noticed(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load("modules.databundle")
+    module = load("module_utils.unpack")
     monkeypatch.setattr(module.Checkpoints, "finish", lambda points: (Path(points.folder) / "data/grch38/big").unlink())
     refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz", "2", "1", "nothing was put in place")
 
 
 def test_full_disk_is_told_and_left_free(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = load("modules.databundle")
+    module = load("module_utils.unpack")
     full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "big"))
     monkeypatch.setattr(module.os, "write", full)
     refused(bring(tmp_path, mirror), tmp_path, "No space left")
