@@ -17,7 +17,9 @@ LONGEST = 7 * 24 * 3600  # seconds for one run; a slow line takes days for both 
 LOOK_SECONDS = 5
 STALLED_SECONDS = 900  # the module itself gives up earlier, after six attempts of a minute
 OF_THE_JOB = {"ansible_job_id", "results_file", "started", "finished"}  # in the wrapper's answers, not in the module's
-STEP_PERCENT, STEP_SECONDS = 5, 60  # between two lines on the screen
+# Between two lines on the screen.
+STEP_PERCENT = 5
+STEP_SECONDS = 60
 
 display = Display()
 
