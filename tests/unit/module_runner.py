@@ -9,7 +9,9 @@ import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from ansible.module_utils import _internal
 from ansible.module_utils.testing import patch_module_args
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +30,10 @@ def run(name: str, /, *, check: bool = False, **arguments: Any) -> dict[str, Any
     """Run module `name` with `arguments`; its answer, with `failed` set when it failed."""
     module = load(f"modules.{name}")
     out = io.StringIO()
-    with patch_module_args(arguments | {"_ansible_check_mode": check}), redirect_stdout(out), suppress(SystemExit):
+    # A test that has used a lookup has made this process a controller, which shows warnings in place of returning them.
+    on_a_target = patch.object(_internal, "is_controller", new=False)
+    checked = patch_module_args(arguments | {"_ansible_check_mode": check})
+    with on_a_target, checked, redirect_stdout(out), suppress(SystemExit):
         module.main()
     answer: dict[str, Any] = json.loads(out.getvalue())
     return answer
