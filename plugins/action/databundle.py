@@ -11,6 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import PROGRESS
 
 LARGE = 1.0  # GB; less is there before anyone wonders
 LONGEST = 7 * 24 * 3600  # seconds for one run; a slow line takes days for both assemblies
@@ -90,10 +91,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if not job.get("ansible_job_id"):
             return dict(job)
         screen = Screen(str(task_vars.get("inventory_hostname", self._play_context.remote_addr)))
-        answer, progress = (
-            shlex.quote(job["results_file"]),
-            shlex.quote(f"{self._task.args['root']}/.databundle.progress"),
-        )
+        answer = shlex.quote(job["results_file"])
+        progress = shlex.quote(f"{self._task.args['root']}/{PROGRESS}")
         while True:
             time.sleep(LOOK_SECONDS)
             try:

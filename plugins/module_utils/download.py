@@ -25,9 +25,8 @@ BLOCK = 1 << 20
 # enough that a request's delay and its millisecond of work do not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 20, 8 << 20
 RANGES_PER_FILE = 512
-PATIENCE = (
-    0.03  # seconds that a range may be late before another connection is opened; a range of a fast mirror takes less
-)
+# Seconds that a range may be late before another connection is opened; a range of a fast mirror takes less.
+PATIENCE = 0.03
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}

@@ -166,7 +166,7 @@ class Checkpoints:
     def write(self, point: dict[str, Any]) -> None:
         """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
         text = json.dumps({"identity": self.identity, "boot": boot_id(), **point})
-        self._replace(LATEST, text)
+        replace(os.path.join(self.folder, LATEST), text)
         if self._syncing and self._syncing.done():
             self._syncing.result()
         if time.monotonic() - self._synced_at > SYNC_SECONDS and (not self._syncing or self._syncing.done()):
@@ -179,14 +179,15 @@ class Checkpoints:
 
     def _sync(self, text: str) -> None:
         sync(self.folder)
-        self._replace(SYNCED, text)
+        replace(os.path.join(self.folder, SYNCED), text)
         sync(self.folder)
 
-    def _replace(self, name: str, text: str) -> None:
-        path = os.path.join(self.folder, name)
-        with open(path + ".new", "w", encoding="utf-8") as out:
-            out.write(text)
-        os.replace(path + ".new", path)
+
+def replace(path: str, text: str) -> None:
+    """Make the file at `path` hold `text`; nobody sees half of it."""
+    with open(path + ".new", "w", encoding="utf-8") as out:
+        out.write(text)
+    os.replace(path + ".new", path)
 
 
 def sync(folder: str) -> None:
@@ -307,7 +308,4 @@ class Unpacker:
         """Write how far it is (bytes of the archive), for who looks after a long run."""
         about = {"part": self.label, "done": self.stream.consumed, "size": self.arrival.download.size}
         about |= {"fetched": self.stream.consumed - self._begun_at, "seconds": time.monotonic() - self._started}
-        path = os.path.join(os.path.dirname(self.folder), PROGRESS)
-        with open(path + ".new", "w", encoding="utf-8") as out:
-            json.dump(about, out)
-        os.replace(path + ".new", path)
+        replace(os.path.join(os.path.dirname(self.folder), PROGRESS), json.dumps(about))

@@ -108,6 +108,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
     Checkpoints,
     Unpacker,
     UnpackError,
+    replace,
     sync,
 )
 
@@ -284,7 +285,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         make_sure_of_space(os.path.dirname(staging), download, options["space_factor"])
         os.mkdir(staging, 0o755)
     arrival = Arrival(download, point)
-    unpacker = Unpacker(arrival, items[0].label, [item.member for item in items], checkpoints)
+    unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints)
     try:
         unpacker.run(point)
         sha256 = arrival.finish()
@@ -351,10 +352,7 @@ def compare_with_first(path: str, archive: str, sha256: str) -> None:
             f" if the change is meant, remove its line from {path}"
         )
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    with open(path + ".new", "w", encoding="utf-8") as out:
-        json.dump(sums, out, indent=1, sort_keys=True)
-        out.write("\n")
-    os.replace(path + ".new", path)
+    replace(path, json.dumps(sums, indent=1, sort_keys=True) + "\n")
 
 
 def with_checksums(parts: list[Part], mirror_url: str | None, options: dict[str, Any]) -> tuple[list[Part], str | None]:
