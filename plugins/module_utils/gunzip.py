@@ -8,7 +8,6 @@ quicker decompressor by far. Both are called by ctypes: modules run in a target'
 
 from __future__ import annotations
 
-import base64
 import ctypes
 from collections.abc import Iterator
 from typing import Any
@@ -28,8 +27,6 @@ _FAULTS = {
     -5: "unknown compression method",
     -6: "wrong checksum",
 }
-
-_AHEAD = 64 * 1024  # bytes decompressed at a time for small reads; part of a checkpoint, so not larger
 
 
 class GzipError(Exception):
@@ -99,6 +96,8 @@ def _library(name: str, package: str) -> ctypes.CDLL:
 class Sha256:
     """SHA-256 whose `state` can be saved, and given back to make one that goes on from there."""
 
+    STATE_BYTES = ctypes.sizeof(_Sha256)
+
     def __init__(self, state: bytes | None = None) -> None:
         self._library = _library(LIBCRYPTO, "libssl3")
         if state is None:
@@ -109,7 +108,7 @@ class Sha256:
 
     @property
     def state(self) -> bytes:
-        """112 bytes."""
+        """A checkpoint of `STATE_BYTES` bytes."""
         return bytes(self._context)
 
     def update(self, data: memoryview) -> None:
@@ -129,83 +128,41 @@ class Sha256:
 class Gunzip:
     """What a gzip stream, of one member or several, holds; read once, from front to back.
 
-    `blocks` yields the compressed bytes as writable buffers. `position` counts bytes given out, `consumed` compressed bytes
-    used up. `state()` describes this very moment: given back as `state`, with `blocks` starting at byte `consumed`, reading
-    goes on. Raises GzipError.
+    `blocks` yields the compressed bytes as writable buffers; `consumed` counts those that are used up. `state` describes this very
+    moment: given back, with `consumed` and with `blocks` starting at that byte, reading goes on. Raises GzipError.
     """
 
-    def __init__(self, blocks: Iterator[memoryview], state: dict[str, Any] | None = None) -> None:
+    STATE_BYTES = ctypes.sizeof(_Inflate)
+
+    def __init__(self, blocks: Iterator[memoryview], state: bytes | None = None, consumed: int = 0) -> None:
         self._library = _library(ISAL, "libisal2")
         self._blocks = blocks
         self._input: Any = b""  # keeps the buffer alive that next_in points into
-        self._ahead = b""
-        self.position = 0
-        self.consumed = 0
+        self.consumed = consumed
         self._ended = False
         if state is None:
             self._state = _Inflate()
             self._library.isal_inflate_init(ctypes.byref(self._state))
             self._state.crc_flag = _GZIP
         else:
-            self._state = _Inflate.from_buffer_copy(base64.b64decode(state["inflate"]))
+            self._state = _Inflate.from_buffer_copy(state)
             self._state.avail_in = 0
-            self._ahead = base64.b64decode(state["ahead"])
-            self.position, self.consumed, self._ended = state["position"], state["consumed"], state["ended"]
 
-    def state(self) -> dict[str, Any]:
-        """A checkpoint, ready for JSON (about 120 kB, and 85 kB more in the midst of small reads)."""
-        return {
-            "inflate": base64.b64encode(bytes(self._state)).decode(),
-            "ahead": base64.b64encode(self._ahead).decode(),
-            "position": self.position,
-            "consumed": self.consumed,
-            "ended": self._ended,
-        }
+    @property
+    def state(self) -> bytes:
+        """A checkpoint of `STATE_BYTES` bytes (about 90 kB)."""
+        return bytes(self._state)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill as much of a writable buffer as there is; 0 only at the end (or for an empty buffer)."""
-        if self._ahead:
-            count = min(len(self._ahead), len(buffer))
-            buffer[:count] = self._ahead[:count]
-            self._ahead = self._ahead[count:]
-        else:
-            count = self._inflate(buffer)
-        self.position += count
-        return count
-
-    def read(self, size: int) -> bytes:
-        """Exactly `size` bytes, fewer at the end."""
-        parts = []
-        while size:
-            if not self._ahead:
-                fresh = bytearray(_AHEAD)
-                self._ahead = bytes(fresh[: self._inflate(memoryview(fresh))])
-                if not self._ahead:
-                    break
-            part = self._ahead[:size]
-            self._ahead = self._ahead[size:]
-            parts.append(part)
-            size -= len(part)
-            self.position += len(part)
-        return b"".join(parts)
-
-    # What tarfile needs of a file that can only be read forwards.
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, position: int) -> int:
-        """Skip forwards; a cut file shows at the next read."""
-        while self.position < position:
-            if not self.read(min(position - self.position, _AHEAD)):
-                break
-        return self.position
+        """Fill a writable buffer, less of it only at the end; returns the number of bytes."""
+        done = 0
+        while done < len(buffer) and (got := self._inflate(buffer[done:])):
+            done += got
+        return done
 
     def _inflate(self, buffer: memoryview) -> int:
         state = self._state
         size = len(buffer)
-        if not size:
-            return 0
         out = (ctypes.c_char * size).from_buffer(buffer)
         while not self._ended:
             if not state.avail_in and not self._feed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import itertools
 import json
 import mmap
 import multiprocessing
@@ -12,7 +13,7 @@ import os
 import posixpath
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -22,12 +23,14 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import BLOCK, 
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, GzipError, Sha256
 
 LATEST, SYNCED = ".checkpoint.json", ".checkpoint-on-disk.json"
-CHECKPOINTS = 250  # in an archive: a cut costs at most 0.4 % of it, and what was read ahead
-LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.2 MB
+CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
+LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
+STATES = ("inflate", "sha256")  # the parts of a checkpoint that are bytes
 PROGRESS = ".databundle.progress"
 TELL_SECONDS = 1.0  # between two reports of the progress
 SYNC_SECONDS = 10.0  # between checkpoints that outlive a cut of the machine
-SLOTS = 4  # blocks of 1 MiB that are ready to be decompressed
+SLOTS = 3  # blocks of 1 MiB that are ready to be written
+SLOT_BYTES = BLOCK + Gunzip.STATE_BYTES + Sha256.STATE_BYTES  # what came, and the states behind it
 FORK = multiprocessing.get_context("fork")  # the other ways cannot find a module that Ansible has packed
 
 
@@ -42,90 +45,138 @@ def safe_name(name: str) -> str | None:
     return posixpath.normpath(name)
 
 
-def fetch(download: Download, start: int, state: bytes, slots: mmap.mmap, pipe: Connection) -> None:
-    """Fetch and hash what comes from byte `start` on, in a process of its own, where this does not hold up the unpacking.
+def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Connection) -> None:
+    """Fetch, hash and decompress an archive from `point` on, in a process of its own, where this does not hold up the writing.
 
-    Blocks go into `slots` in turn. For each, `pipe` gets its length and the state of the hash before it; then the whole
-    SHA-256, or the error that ended it all. It gives back a message for each block that is used up.
+    Decompressed blocks go into `slots` in turn, each with the states that reading can go on with behind it. For each, `pipe` gets
+    its length and how many bytes of the archive are used up; then the SHA-256 of the archive, or the error that ended it all. It
+    gives back a message for each block that is used up.
     """
-    sha256 = Sha256(state)
+    start: int = point.get("consumed", 0)
+    # The block that is being decompressed: where it begins in the archive, and the hash of all before it.
+    begin, block, before = start, memoryview(b""), point.get("sha256") or Sha256().state
+
+    def hashed() -> Iterator[memoryview]:
+        nonlocal begin, block, before
+        sha256 = Sha256(before)
+        for come in download.blocks(start):
+            begin, block, before = begin + len(block), come, sha256.state
+            sha256.update(come)
+            yield come
+        begin, block, before = begin + len(block), memoryview(b""), sha256.state
+
+    def sha256_at(consumed: int) -> Sha256:
+        sha256 = Sha256(before)
+        sha256.update(block[: consumed - begin])
+        return sha256
+
     try:
-        for number, block in enumerate(download.blocks(start)):
-            before = sha256.state
-            sha256.update(block)
-            if number >= SLOTS:
-                pipe.recv_bytes()
-            place = number % SLOTS * BLOCK
-            slots[place : place + len(block)] = block
-            pipe.send((len(block), before))
-        pipe.send(sha256.hexdigest())
-    except DownloadError as error:
+        stream = Gunzip(hashed(), point.get("inflate"), start)
+        with memoryview(slots) as view:
+            for number in itertools.count():
+                if number >= SLOTS:
+                    pipe.recv_bytes()
+                place = number % SLOTS * SLOT_BYTES
+                length = stream.readinto(view[place : place + BLOCK])
+                if not length:
+                    break
+                view[place + BLOCK : place + SLOT_BYTES] = stream.state + sha256_at(stream.consumed).state
+                pipe.send((length, stream.consumed))
+        pipe.send(Sha256(before).hexdigest())
+    except (DownloadError, GzipError) as error:
         pipe.send(error)
     except (EOFError, ConnectionError):  # nobody wants it any more
         pass
 
 
 class Arrival:
-    """What an archive holds, decompressed while it arrives, and hashed in the same pass.
+    """What an archive holds, decompressed and hashed while it arrives; a file for tarfile that can only be read forwards.
 
-    `point` is a checkpoint made by `state()` earlier, perhaps by a process that is no more.
+    `point` is a checkpoint made of `state()` earlier, perhaps by a process that is no more. `position` counts the bytes given out,
+    `consumed` those of the archive that are behind them; `between` is called whenever `state()` can be asked. Raises DownloadError
+    and GzipError.
     """
 
     def __init__(self, download: Download, point: dict[str, Any]) -> None:
-        stream = point.get("stream")
         self.download = download
-        self._offset = stream["consumed"] if stream else 0
-        self._sha256 = ""
-        self._slots = mmap.mmap(-1, SLOTS * BLOCK)
+        self.position: int = point.get("position", 0)
+        self.consumed: int = point.get("consumed", 0)
+        self.between: Callable[[], None] = lambda: None
+        self.sha256 = ""  # of the archive, at its end
+        self._number = 0
+        self._slots = mmap.mmap(-1, SLOTS * SLOT_BYTES)
+        self._view = memoryview(self._slots)
+        self._block = self._view[:0]
         self._pipe, other = FORK.Pipe()
-        state = base64.b64decode(point["sha256"]) if stream else Sha256().state
-        self._current = (self._offset, memoryview(b""), state)
-        work = (download, self._offset, state, self._slots, other)
+        work = (download, point, self._slots, other)
         self._fetcher = FORK.Process(target=self._fetch, args=(self._pipe, work), daemon=True)
         self._fetcher.start()
         other.close()
-        self.stream = Gunzip(self._blocks(), stream)
 
     @staticmethod
     def _fetch(ours: Connection, work: tuple[Any, ...]) -> None:
         ours.close()  # else the end of the other process would not show
         fetch(*work)
 
-    def _blocks(self) -> Iterator[memoryview]:
-        number = 0
-        with memoryview(self._slots) as slots:
-            while True:
-                try:
-                    told = self._pipe.recv()
-                except (EOFError, ConnectionError):
-                    raise Interrupted(f"{self.download.url}: the process that fetches it was ended") from None
-                if isinstance(told, DownloadError):
-                    raise told
-                if isinstance(told, str):
-                    self._sha256 = told
-                    return
-                length, before = told
-                place = number % SLOTS * BLOCK
-                block = slots[place : place + length]
-                self._current = (self._offset, block, before)
-                self._offset += length
-                number += 1
-                yield block
-                with suppress(ConnectionError):  # it has sent everything and is gone
-                    self._pipe.send_bytes(b"")
+    def take(self, size: int) -> memoryview:
+        """At most `size` of the next bytes, good until the next call; empty at the end."""
+        if not self._block and not self._next_block():
+            return self._block
+        part, self._block = self._block[:size], self._block[size:]
+        self.position += len(part)
+        return part
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes, fewer at the end."""
+        part = bytes(self.take(size))
+        while len(part) < size and (more := self.take(size - len(part))):
+            part += more
+        return part
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> int:
+        """Skip forwards; a cut file shows at the next read."""
+        while self.position < position and self.take(position - self.position):
+            pass
+        return self.position
+
+    def _next_block(self) -> bool:
+        """Give the used block back and wait for the next; False at the end."""
+        if self.sha256:
+            return False
+        if self._number:
+            self.between()
+            with suppress(ConnectionError):  # it has sent everything and is gone
+                self._pipe.send_bytes(b"")
+        try:
+            told = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise Interrupted(f"{self.download.url}: the process that fetches it was ended") from None
+        if isinstance(told, Exception):
+            raise told
+        if isinstance(told, str):
+            self.sha256 = told
+            return False
+        length, self.consumed = told
+        place = self._number % SLOTS * SLOT_BYTES
+        self._block = self._view[place : place + length]
+        self._number += 1
+        return True
 
     def state(self) -> dict[str, Any]:
-        """A checkpoint of this moment."""
-        start, block, before = self._current
-        sha256 = Sha256(before)
-        sha256.update(block[: self.stream.consumed - start])
-        return {"stream": self.stream.state(), "sha256": base64.b64encode(sha256.state).decode()}
+        """A checkpoint of this moment, which must be one between two blocks."""
+        place = (self._number - 1) % SLOTS * SLOT_BYTES + BLOCK
+        states = bytes(self._view[place : place + SLOT_BYTES - BLOCK])
+        numbers = {"position": self.position, "consumed": self.consumed}
+        return numbers | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
 
     def finish(self) -> str:
         """Read on to the end, whatever follows the tar file's own end; return the archive's SHA-256."""
-        while self.stream.read(BLOCK):
+        while self.take(BLOCK):
             pass
-        return self._sha256
+        return self.sha256
 
     def close(self) -> None:
         """End the process that fetches."""
@@ -160,12 +211,13 @@ class Checkpoints:
             if point.get("identity") != self.identity or not self.identity["tag"]:
                 continue
             if name == SYNCED or point["boot"] == boot_id():
-                return dict(point)
+                return dict(point) | {key: base64.b64decode(point[key]) for key in STATES}
         return {}
 
     def write(self, point: dict[str, Any]) -> None:
         """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
-        text = json.dumps({"identity": self.identity, "boot": boot_id(), **point})
+        states = {key: base64.b64encode(point[key]).decode() for key in STATES}
+        text = json.dumps({"identity": self.identity, "boot": boot_id(), **point, **states})
         replace(os.path.join(self.folder, LATEST), text)
         if self._syncing and self._syncing.done():
             self._syncing.result()
@@ -214,16 +266,16 @@ class Unpacker:
     def __init__(self, arrival: Arrival, label: str, wanted: list[str], checkpoints: Checkpoints) -> None:
         self.arrival = arrival
         self.label = label
-        self.stream = arrival.stream
         self.wanted = wanted
         self.checkpoints = checkpoints
         self.folder = checkpoints.folder
         self.url = arrival.download.url
         self.count = {"files": 0, "unpacked_bytes": 0}
         self._next = 0  # where in the tar file the next member begins
-        self._saved_at = self._begun_at = self.stream.consumed
+        self._member: dict[str, Any] | None = None  # the file that is being written
+        self._saved_at = self._begun_at = arrival.consumed
         self._told_at = self._started = time.monotonic()
-        self._buffer = memoryview(bytearray(BLOCK))
+        arrival.between = self._save
 
     def run(self, point: dict[str, Any]) -> None:
         """Unpack all, from the checkpoint `point` on when it is not empty.
@@ -235,15 +287,15 @@ class Unpacker:
             self.count, self._next = point["count"], point["next"]
             if point["member"]:
                 self._write(**point["member"])
-            self.stream.seek(self._next)
-        with tarfile.TarFile(fileobj=self.stream) as archive:
+            self.arrival.seek(self._next)
+        source: Any = self.arrival  # all that reading forwards needs
+        with tarfile.TarFile(fileobj=source) as archive:
             while member := archive.next():
                 archive.members = []  # type: ignore[attr-defined]  # nobody asks for them again
                 self._next = archive.offset
                 name = self._judge(member)
                 if any(name == path or name.startswith(path + "/") for path in self.wanted):
                     self._extract(member, os.path.join(self.folder, name))
-                self._save(None)
 
     def _judge(self, member: tarfile.TarInfo) -> str:
         """The member's path inside the folder; raises UnpackError."""
@@ -281,31 +333,36 @@ class Unpacker:
                 os.ftruncate(file, done)
                 os.lseek(file, done, os.SEEK_SET)
             while done < size:
-                got = self.stream.readinto(self._buffer[: min(BLOCK, size - done)])
-                if not got:
+                self._member = {"path": path, "size": size, "done": done, "mode": mode, "changed": changed}
+                part = self.arrival.take(size - done)
+                if not part:
                     raise GzipError("cut off: it ends in the midst of a file")
-                part = self._buffer[:got]
+                done += len(part)
                 while part:
                     part = part[os.write(file, part) :]
-                done += got
-                self._save({"path": path, "size": size, "done": done, "mode": mode, "changed": changed})
             os.utime(file, (changed, changed))
         finally:
             os.close(file)
+        self._member = None
         self.count["files"] += 1
         self.count["unpacked_bytes"] += size
 
-    def _save(self, member: dict[str, Any] | None) -> None:
+    def _save(self) -> None:
+        """Between two blocks of the arrival, all before which is written."""
         if time.monotonic() > self._told_at + TELL_SECONDS:
             self._told_at = time.monotonic()
             self._tell()
-        if self.stream.consumed - self._saved_at < self.checkpoints.interval:
+        if self.arrival.consumed - self._saved_at < self.checkpoints.interval:
             return
-        self._saved_at = self.stream.consumed
-        self.checkpoints.write({**self.arrival.state(), "next": self._next, "member": member, "count": self.count})
+        if not self._member and self.arrival.position > self._next:
+            return  # in the midst of a member's header, of which the first half would be lost
+        self._saved_at = self.arrival.consumed
+        about = {"next": self._next, "member": self._member, "count": self.count}
+        self.checkpoints.write(self.arrival.state() | about)
 
     def _tell(self) -> None:
         """Write how far it is (bytes of the archive), for who looks after a long run."""
-        about = {"part": self.label, "done": self.stream.consumed, "size": self.arrival.download.size}
-        about |= {"fetched": self.stream.consumed - self._begun_at, "seconds": time.monotonic() - self._started}
+        done = self.arrival.consumed
+        about = {"part": self.label, "done": done, "size": self.arrival.download.size}
+        about |= {"fetched": done - self._begun_at, "seconds": time.monotonic() - self._started}
         replace(os.path.join(os.path.dirname(self.folder), PROGRESS), json.dumps(about))

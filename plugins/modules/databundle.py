@@ -303,7 +303,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     stamp: dict[str, Any] = {
         "archive": first.archive,
         "sha256": sha256,
-        "bytes": arrival.stream.consumed,
+        "bytes": arrival.consumed,
         "source": url,
     }
     return {**stamp, **unpacker.count}
