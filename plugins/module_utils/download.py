@@ -21,10 +21,10 @@ except ImportError:
     requests = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
-# A range asked for at once. Small enough that what is read ahead is little to lose in a cut and to hold in memory; large
-# enough that a request's delay and its millisecond of work do not count.
-SMALLEST_RANGE, LARGEST_RANGE = 1 << 20, 8 << 20
-RANGES_PER_FILE = 512
+# What all connections together read ahead of who reads, as a part of the file: it is lost in a cut.
+AHEAD_OF_FILE = 1 / 250
+# A range asked for at once: large enough that a request's delay and its millisecond of work do not count.
+SMALLEST_RANGE, LARGEST_RANGE = 1 << 19, 8 << 20
 # Seconds that a range may be late before another connection is opened; a range of a fast mirror takes less.
 PATIENCE = 0.03
 LONGEST_PAUSE = 30  # seconds
@@ -119,19 +119,18 @@ class Download:
 
     def _read_ranges(self, start: int) -> Iterator[memoryview]:
         size = self.size or 0
-        length = min(max(size // RANGES_PER_FILE, SMALLEST_RANGE), LARGEST_RANGE)
-        starts = iter(range(start, size, length))
         pool = concurrent.futures.ThreadPoolExecutor(self.connections)
         waiting: deque[concurrent.futures.Future[memoryview]] = deque()
-
-        ahead = 1
+        ahead, begin = 1, start
 
         def ask() -> None:
-            while len(waiting) < ahead:
-                begin = next(starts, None)
-                if begin is None:
-                    return
-                waiting.append(pool.submit(self._range, begin, min(begin + length, size)))
+            nonlocal begin
+            while len(waiting) < ahead and begin < size:
+                # one more is being used while these are on their way
+                length = min(max(int(size * AHEAD_OF_FILE) // (ahead + 1), SMALLEST_RANGE), LARGEST_RANGE)
+                end = min(begin + length, size)
+                waiting.append(pool.submit(self._range, begin, end))
+                begin = end
 
         try:
             ask()
