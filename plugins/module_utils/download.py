@@ -8,6 +8,7 @@ import hashlib
 import http
 import os
 import re
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -49,12 +50,19 @@ class Download:
 
     `size` is its length in bytes or None, `tag` what the server calls this version of it (strong ETag or time of change) or
     None, `type` its Content-Type, `received` the bytes that have come over the network. After a break only what is missing is
-    asked for, after 1, 2, 4 ... 30 times `pause` seconds; `attempts` counts attempts without a byte of progress. Raises
-    DownloadError.
+    asked for, after 1, 2, 4 ... 30 times `pause` seconds; `attempts` counts attempts without a byte of progress. `headers`
+    gives what each request is to carry, at the time of the request: credentials may be short-lived. Raises DownloadError.
     """
 
     def __init__(
-        self, url: str, connections: int = 6, timeout: float = 60, attempts: int = 6, pause: float = 1
+        self,
+        url: str,
+        connections: int = 6,
+        timeout: float = 60,
+        attempts: int = 6,
+        pause: float = 1,
+        *,
+        headers: Callable[[], dict[str, str]] = dict,
     ) -> None:
         if not re.match(r"(https?|file)://", url):
             raise DownloadError(f"{url}: not an address this can read; allowed are http://, https:// and file://")
@@ -63,6 +71,7 @@ class Download:
         self.timeout = timeout
         self.attempts = attempts
         self.pause = pause
+        self.headers = headers
         self.received = 0
         self.size: int | None = None
         self.tag: str | None = None
@@ -237,7 +246,7 @@ class Download:
         if session is None:
             session = self._local.session = requests.Session()
         # The bytes of the file, not what a server makes of them on the way.
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **self.headers()}
         if end is not None:
             headers["Range"] = f"bytes={begin}-{end - 1}"
         answer = session.get(self.url, headers=headers, stream=True, timeout=self.timeout)
@@ -331,24 +340,55 @@ def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
     return sums
 
 
-def save(url: str, path: str, sha256: str | None, **options: Any) -> str:
-    """Save the file at `url` as `path`, checked against `sha256` when given; return its SHA-256. Nothing is left on failure."""
-    download = Download(url, **options)
-    found = hashlib.sha256()
+def save(
+    url: str, path: str, expected: str | None, *, algorithm: str = "sha256", resume: bool = False, **options: Any
+) -> str:
+    """Save the file at `url` as `path`, checked against the checksum `expected` when given; return its checksum.
+
+    Nothing is left on failure; with `resume`, what a broken connection or a cut leaves at `path` is where the next call goes
+    on. Raises DownloadError, also when the disk has less room than the file needs.
+    """
+    found = hashlib.new(algorithm, usedforsecurity=False)
+    start = 0
     try:
-        with open(path, "wb") as out:
-            for block in download.blocks():
+        with open(path, "ab" if resume else "wb") as out:
+            if resume:
+                start = _read_into(found, path)
+                if start and found.hexdigest() == expected:
+                    return found.hexdigest()
+            download = Download(url, **options)
+            _make_sure_of_room(download, start, os.path.dirname(path))
+            for block in download.blocks(start):
                 out.write(block)
                 found.update(block)
-        check(url, found.hexdigest(), download.size, sha256)
-    except BaseException:
-        if os.path.exists(path):
+        check(url, found.hexdigest(), download.size, expected, algorithm=algorithm, told=download.type)
+    except BaseException as error:
+        if os.path.exists(path) and not (resume and isinstance(error, Interrupted | KeyboardInterrupt)):
             os.unlink(path)
         raise
     return found.hexdigest()
 
 
-def check(url: str, found: str, size: int | None, expected: str | None) -> None:
-    """Raise DownloadError when the file's checksum is another than the expected one."""
+def _make_sure_of_room(download: Download, start: int, folder: str) -> None:
+    missing, free = (download.size or 0) - start, shutil.disk_usage(folder).free
+    if missing > free:
+        raise DownloadError(f"{download.url}: {missing} bytes to come, {free} bytes free in {folder}")
+
+
+def _read_into(found: Any, path: str) -> int:
+    """Hash the file at `path`; its length in bytes."""
+    length = 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+            length += len(block)
+    return length
+
+
+def check(
+    url: str, found: str, size: int | None, expected: str | None, *, algorithm: str = "sha256", told: str = ""
+) -> None:
+    """Raise DownloadError when the file's checksum is another than the expected one; `told` is its Content-Type."""
     if expected and found != expected.lower():
-        raise DownloadError(f"{url}: sha256 is {found} ({size} bytes), expected {expected.lower()}")
+        about = f"{size} bytes, {told}" if told else f"{size} bytes"
+        raise DownloadError(f"{url}: {algorithm} is {found} ({about}), expected {expected.lower()}")

@@ -80,15 +80,14 @@ parts:
 """
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,13 +101,13 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     mirror_checksums,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import GzipError
+from ansible_collections.umccr.pcgr.plugins.module_utils.kept import BusyError, alone, compare_with_first
 from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
     PROGRESS,
     Arrival,
     Checkpoints,
     Unpacker,
     UnpackError,
-    replace,
     sync,
 )
 
@@ -333,28 +332,6 @@ def looks_like(url: str, options: dict[str, Any]) -> str | None:
     return f"not a gzipped tar archive but {what} (type {download.type or 'not given'})"
 
 
-def compare_with_first(path: str, archive: str, sha256: str) -> None:
-    """Of an archive whose checksum nobody published, remember that of the first time; raise DatabundleError when it is another now.
-
-    The file at `path` is none of the data, so that it outlives them.
-    """
-    try:
-        with open(path, encoding="utf-8") as handle:
-            sums = dict(json.load(handle))
-    except FileNotFoundError:
-        sums = {}
-    except (ValueError, TypeError) as error:
-        raise DatabundleError(f"{path}: not a list of checksums: {error}") from error
-    before = sums.setdefault(archive, sha256)
-    if before != sha256:
-        raise DatabundleError(
-            f"{archive}: sha256 is {sha256}, but was {before} when it was fetched first;"
-            f" if the change is meant, remove its line from {path}"
-        )
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    replace(path, json.dumps(sums, indent=1, sort_keys=True) + "\n")
-
-
 def with_checksums(parts: list[Part], mirror_url: str | None, options: dict[str, Any]) -> tuple[list[Part], str | None]:
     """Fill in checksums that the release does not know from the mirror; also returns why that failed, if so."""
     if not mirror_url or all(item.sha256 for item in parts):
@@ -376,19 +353,6 @@ def source(item: Part, mirror_url: str | None) -> str:
             f"{item.archive} ({item.label}): no public address is known; set pcgr_mirror_url to a folder that has it"
         )
     return item.url
-
-
-@contextmanager
-def alone(root: str) -> Iterator[None]:
-    """Hold the lock of `root`; raises DatabundleError when another run has it."""
-    lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DatabundleError(f"{root}: another run is bringing data at this moment") from error
-    finally:
-        os.close(lock)
 
 
 def bring(module: AnsibleModule) -> None:
@@ -457,7 +421,7 @@ def main() -> None:
     )
     try:
         bring(module)
-    except (DatabundleError, DownloadError, GzipError, UnpackError) as error:
+    except (BusyError, DatabundleError, DownloadError, GzipError, UnpackError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.params['root']}: {error.strerror or error}")

@@ -10,6 +10,7 @@ short_description: Make PCGR's container image available on a machine
 version_added: 1.0.0
 description:
   - Pulls the image of a release from a registry, by digest where the release has one, or loads it from an archive on a mirror after its SHA-256 has been checked.
+  - The digest of an image that was pulled by tag is remembered; a tag that names another one later is refused.
   - Writes the immutable image id to a JSON file. Samples run by that id, so a tag that moves cannot change what runs.
   - Uses the C(docker) command of the machine; no Python library is needed there.
 author: University of Melbourne Centre for Cancer Research (@umccr)
@@ -30,10 +31,21 @@ options:
   mirror_url:
     description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://) or C(file://). Needed for O(archive).
     type: str
+  registry_mirror:
+    description: Host, with port and path where needed, that is asked in place of the registry in O(reference).
+    type: str
+  path:
+    description: Folder of runtimes of other kinds, for O(prune).
+    type: path
+    default: /opt/pcgr-runtime
   record:
     description: JSON file that gets C(kind), C(image) (the id), C(reference), C(digest), and C(archive) with C(archive_sha256) when loaded.
     type: path
     default: /etc/pcgr/runtime.json
+  checksums:
+    description: File in which the digests are kept that tags had the first time.
+    type: path
+    default: /var/lib/pcgr/checksums.json
   scratch:
     description: Folder with room for the archive while it is being loaded.
     type: path
@@ -46,6 +58,10 @@ options:
     description: Attempts without progress before giving up, for pulls and downloads.
     type: int
     default: 6
+  prune:
+    description: Remove other images of the repository, and runtimes of other kinds below O(path).
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -66,16 +82,31 @@ image:
   description: The image id; empty when check mode predicts an image that is not there yet.
   type: str
   returned: always
+removed:
+  description: What was removed, or would be in check mode, because of O(prune).
+  type: list
+  elements: str
+  returned: always
 """
 
 import json
 import os
+import re
 import tempfile
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import DownloadError, address, mirror_checksums, save
+from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
+    BusyError,
+    alone,
+    compare_with_first,
+    others,
+    read_json,
+    remove,
+    write_json,
+)
 
 # What a registry says when asking again will not help.
 PERMANENT = ("manifest unknown", "not found", "denied", "unauthorized")
@@ -107,6 +138,18 @@ class Docker:
         code, out, _err = self.module.run_command([self.program, "image", "inspect", "--format", "{{.Id}}", name])
         return out.strip() if code == 0 else None
 
+    def digests(self, name: str, repository: str) -> list[str]:
+        """Digests that a local image has in `repository`; none if it did not come from there."""
+        entries = json.loads(self.run("image", "inspect", "--format", "{{json .RepoDigests}}", name)) or []
+        return [entry.partition("@")[2] for entry in entries if entry.partition("@")[0] == repository]
+
+    def image_ids(self, repository: str) -> list[str]:
+        """Ids of the local images of `repository`."""
+        if not self.program:
+            return []
+        lines = self.run("image", "ls", "--no-trunc", "--format", "{{.Repository}} {{.ID}}").splitlines()
+        return sorted({line.split()[1] for line in lines if line.split()[0] == repository})
+
     def pull(self, name: str, attempts: int) -> None:
         """Pull `name`; layers that arrived are kept between attempts, so trying again resumes."""
         for attempt in range(1, attempts):
@@ -121,33 +164,36 @@ class Docker:
         self.run("pull", "--quiet", name)
 
 
+def split(reference: str) -> tuple[str, str]:
+    """Registry ("" for Docker Hub) and the rest of an image reference, as docker reads it."""
+    first, slash, rest = reference.partition("/")
+    if slash and (re.search("[.:]", first) or first == "localhost"):
+        return ("" if first == "docker.io" else first), rest
+    return "", reference
+
+
+def mirrored(reference: str, mirror: str | None) -> str:
+    """`reference` with its registry replaced by `mirror` (host, port, path)."""
+    if not mirror:
+        return reference
+    registry, rest = split(reference)
+    official = "library/" if not registry and "/" not in rest else ""
+    return f"{re.sub('^https?://', '', mirror).rstrip('/')}/{official}{rest}"
+
+
+def repository_of(reference: str) -> str:
+    """The repository as docker shows it: without tag, and without Docker Hub's own names."""
+    registry, rest = split(reference)
+    path = rest.partition(":")[0]
+    return f"{registry}/{path}" if registry else path.removeprefix("library/")
+
+
 def pinned(reference: str, digest: str | None) -> str:
     """`reference` without its tag, at `digest`; or as it is when there is no digest."""
     if not digest:
         return reference
     head, slash, name = reference.rpartition("/")
     return f"{head}{slash}{name.partition(':')[0]}@{digest}"
-
-
-def read_record(path: str) -> dict[str, Any]:
-    """The record at `path`; empty when there is none that can be read."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            record = json.load(handle)
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def write_record(path: str, record: dict[str, Any]) -> None:
-    """Replace the record by a rename."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".runtime.")
-    with open(descriptor, "w", encoding="utf-8") as handle:
-        json.dump(record, handle, indent=1, sort_keys=True)
-        handle.write("\n")
-        os.fchmod(descriptor, 0o644)
-    os.replace(temporary, path)
 
 
 def load(docker: Docker, params: dict[str, Any], sha256: str | None) -> str:
@@ -171,25 +217,60 @@ def provide(module: AnsibleModule) -> None:
     docker = Docker(module)
     if not docker.program and not module.check_mode:
         raise ImageError("the docker command is not on this machine; the role umccr.pcgr.docker installs it")
-    before = read_record(params["record"])
-    wanted = {"kind": "docker", "reference": params["reference"], "digest": params["digest"]}
-    wanted |= from_archive(module, docker, before) if params["archive"] else from_registry(module, docker)
+    before = read_json(params["record"])
+    wanted = {"kind": "docker", "reference": params["reference"]}
+    wanted |= from_archive(module, docker, before) if params["archive"] else from_registry(module, docker, before)
     brought = wanted.pop("brought")
     changed = brought or before != wanted
     if changed and not module.check_mode:
-        write_record(params["record"], wanted)
-    module.exit_json(changed=changed, image=wanted["image"])
+        write_json(params["record"], wanted)
+    removed = prune(module, docker, wanted["image"]) if params["prune"] else []
+    module.exit_json(changed=changed or bool(removed), image=wanted["image"], removed=removed)
 
 
-def from_registry(module: AnsibleModule, docker: Docker) -> dict[str, Any]:
-    """Have the image from its registry; `image` and whether it was `brought`."""
-    name = pinned(module.params["reference"], module.params["digest"])
-    image = docker.image_id(name)
+def prune(module: AnsibleModule, docker: Docker, image: str) -> list[str]:
+    """Remove the repository's other images and the runtimes of other kinds; what was removed, or would be."""
+    reference, path = module.params["reference"], module.params["path"]
+    repositories = {repository_of(reference), repository_of(mirrored(reference, module.params["registry_mirror"]))}
+    ids = sorted({one for repository in repositories for one in docker.image_ids(repository)} - {image})
+    files: list[str] = others(path, None)
+    if not module.check_mode:
+        for one in ids:
+            docker.run("image", "rm", one)
+        if files:
+            with alone(path):
+                for file in files:
+                    remove(file)
+    return ids + files
+
+
+def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
+    """Have the image from its registry; `image`, its `digest` there, and whether it was `brought`."""
+    params = module.params
+    reference = mirrored(params["reference"], params["registry_mirror"])
+    name = pinned(reference, params["digest"])
+    image = None
+    if not params["digest"] and before.get("reference") == params["reference"] and "archive" not in before:
+        # What a tag names may have changed, here too; samples go on with what it named first.
+        image = docker.image_id(before.get("image") or "-")
+    image = image or docker.image_id(name)
     brought = image is None
-    if brought and not module.check_mode:
-        docker.pull(name, module.params["attempts"])
+    if brought and module.check_mode:
+        return {"image": "", "digest": params["digest"], "brought": True}
+    if brought:
+        docker.pull(name, params["attempts"])
         image = known(docker, name)
-    return {"image": image or "", "brought": brought}
+    digests = docker.digests(str(image), repository_of(reference))
+    if params["digest"]:
+        if params["digest"] not in digests:
+            raise ImageError(f"{name}: docker brought the digest {' '.join(digests) or 'of another repository'}")
+        return {"image": image, "digest": params["digest"], "brought": brought}
+    digest = before.get("digest") if before.get("digest") in digests else next(iter(digests), None)
+    if digest:
+        compare_with_first(
+            params["checksums"], params["reference"], digest.partition(":")[2], remember=not module.check_mode
+        )
+    return {"image": image, "digest": digest, "brought": brought}
 
 
 def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +294,13 @@ def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) 
     elif not module.check_mode:
         sha256 = load(docker, params, sha256)
         image = known(docker, params["reference"])
-    return {"image": image or "", "archive": archive, "archive_sha256": sha256, "brought": brought}
+    return {
+        "image": image or "",
+        "digest": params["digest"],
+        "archive": archive,
+        "archive_sha256": sha256,
+        "brought": brought,
+    }
 
 
 def known(docker: Docker, name: str) -> str:
@@ -243,16 +330,20 @@ def main() -> None:
             "digest": {"type": "str"},
             "archive": {"type": "str"},
             "mirror_url": {"type": "str"},
+            "registry_mirror": {"type": "str"},
+            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
             "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
+            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
             "scratch": {"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
             "timeout": {"type": "int", "default": 60},
             "attempts": {"type": "int", "default": 6},
+            "prune": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     try:
         provide(module)
-    except (ImageError, DownloadError) as error:
+    except (BusyError, DownloadError, ImageError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.params['scratch']}: {error.strerror or error}")

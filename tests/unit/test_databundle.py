@@ -401,7 +401,7 @@ def test_unknown_assembly(mirror: Mirror, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once(mirror: Mirror, tmp_path: Path) -> None:
-    with load("modules.databundle").alone(str(tmp_path)):
+    with load("module_utils.kept").alone(str(tmp_path)):
         refused(bring(tmp_path, mirror), tmp_path, str(tmp_path), "another run")
     assert bring(tmp_path, mirror)["changed"] is True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,43 @@ import pytest
 from tests.unit.module_runner import load, run
 
 REFERENCE = "umccr/tool:1"
-# An image is a file named by its reference (with / and : as _) that holds its id; an archive is "<reference> <id>".
-DOCKER = """#!/bin/sh
-cd "$(dirname "$0")"
-echo "$@" >> calls
-file() { echo "images/$(echo "$1" | tr '/:@' '___')"; }
-case "$1 $2" in
-  "image inspect") grep -l "^$5$" images/* 2>/dev/null | head -1 | xargs -r cat | grep . || cat "$(file "$5")" 2>/dev/null || exit 1 ;;
-  "pull --quiet")
-    [ -e broken ] && { n=$(cat broken); [ "$n" -gt 0 ] && { echo $((n-1)) > broken; echo "Error: connection reset" >&2; exit 1; }; }
-    [ -e registry ] || { echo "Error: manifest unknown" >&2; exit 1; }
-    cp registry "$(file "$3")" ;;
-  "load --input") read -r name id < "$3"; echo "$id" > "$(file "$name")"; echo "Loaded image: $name" ;;
-  *) exit 9 ;;
-esac
+# images: {reference: id}; "registry" holds the id that every name has there, "repository" where all images came from, and
+# the digest is made of the id; an archive is "<reference> <id>".
+DOCKER = f"""#!{sys.executable} -S
+import json, os, sys
+
+os.chdir(os.path.dirname(sys.argv[0]))
+arguments = sys.argv[1:]
+print(*arguments, file=open("calls", "a"))
+read = lambda name: open(name).read().strip()
+images = json.loads(read("images"))
+match arguments:
+    case ["image", "inspect", "--format", shown, name]:
+        found = name if name in images.values() else images.get(name)
+        if not found:
+            sys.exit("Error: No such image")
+        digest = "sha256:" + found[7:].translate(str.maketrans("123", "abc"))
+        digests = [read("repository") + "@" + digest] if os.path.exists("repository") else []
+        print(found if shown == "{{{{.Id}}}}" else json.dumps(digests))
+    case ["image", "ls", *_]:
+        print(*[read("repository") + " " + found for found in images.values()], sep="\\n")
+    case ["image", "rm", unwanted]:
+        images = {{name: found for name, found in images.items() if found != unwanted}}
+    case ["pull", "--quiet", name]:
+        left = int(read("broken")) if os.path.exists("broken") else 0
+        if left:
+            open("broken", "w").write(str(left - 1))
+            sys.exit("Error: connection reset")
+        if not os.path.exists("registry"):
+            sys.exit("Error: manifest unknown")
+        images[name] = read("registry")
+    case ["load", "--input", path]:
+        name, found = read(path).split()
+        images[name] = found
+        print("Loaded image:", name)
+    case _:
+        sys.exit("unknown command")
+open("images", "w").write(json.dumps(images))
 """
 ID = "sha256:" + "1" * 64
 
@@ -33,7 +57,8 @@ ID = "sha256:" + "1" * 64
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
-    (folder / "images").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "images").write_text("{}")
     (folder / "docker").write_text(DOCKER)
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -42,13 +67,25 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def provide(tmp_path: Path, **more: Any) -> dict[str, Any]:
-    return run(
-        "runtime_image", reference=REFERENCE, record=str(tmp_path / "etc/runtime.json"), scratch=str(tmp_path), **more
-    )
+    arguments = {
+        "reference": REFERENCE,
+        "record": str(tmp_path / "etc/runtime.json"),
+        "checksums": str(tmp_path / "lib/checksums.json"),
+        "path": str(tmp_path / "opt"),
+        "scratch": str(tmp_path),
+    }
+    return run("runtime_image", **arguments | more)
 
 
 def record(tmp_path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((tmp_path / "etc/runtime.json").read_text())
+    return found
+
+
+def images(docker: Path, now: dict[str, str] | None = None) -> dict[str, str]:
+    if now is not None:
+        (docker / "images").write_text(json.dumps(now))
+    found: dict[str, str] = json.loads((docker / "images").read_text())
     return found
 
 
@@ -67,12 +104,96 @@ def test_pulled_once_and_recorded_by_id(docker: Path, tmp_path: Path) -> None:
     assert len(calls(docker, "pull")) == 1
 
 
+DIGEST = "sha256:" + "a" * 64  # of ID
+OTHER = "sha256:" + "2" * 64
+
+
 def test_digest_replaces_the_tag(docker: Path, tmp_path: Path) -> None:
     (docker / "registry").write_text(ID)
-    digest = "sha256:" + "a" * 64
-    provide(tmp_path, digest=digest)
-    assert calls(docker, "pull") == [f"pull --quiet umccr/tool@{digest}"]
-    assert record(tmp_path)["digest"] == digest
+    (docker / "repository").write_text("umccr/tool")
+    assert provide(tmp_path, digest=DIGEST)["changed"] is True
+    assert calls(docker, "pull") == [f"pull --quiet umccr/tool@{DIGEST}"]
+    assert record(tmp_path)["digest"] == DIGEST
+    assert provide(tmp_path, digest=DIGEST)["changed"] is False
+
+
+def test_what_was_brought_has_the_digest(docker: Path, tmp_path: Path) -> None:
+    (docker / "registry").write_text(OTHER)
+    (docker / "repository").write_text("umccr/tool")
+    assert "brought the digest sha256:bbb" in provide(tmp_path, digest=DIGEST)["msg"]
+    assert not (tmp_path / "etc").exists()
+
+
+def test_tag_that_moves_is_refused(docker: Path, tmp_path: Path) -> None:
+    (docker / "registry").write_text(ID)
+    (docker / "repository").write_text("umccr/tool")
+    provide(tmp_path)
+    assert record(tmp_path)["digest"] == DIGEST
+    images(docker, {})
+    (docker / "registry").write_text(OTHER)
+    for _ in range(2):  # the second time the moved image is here already
+        told = provide(tmp_path)["msg"]
+        assert "sha256 is bbb" in told
+        assert str(tmp_path / "lib/checksums.json") in told
+    assert "bbb" in provide(tmp_path, check=True)["msg"]
+    assert record(tmp_path)["image"] == ID
+    assert provide(tmp_path, digest="sha256:" + "b" * 64)["image"] == OTHER
+
+
+def test_tag_that_moves_on_the_machine_changes_nothing(docker: Path, tmp_path: Path) -> None:
+    (docker / "registry").write_text(ID)
+    provide(tmp_path)
+    images(docker, {REFERENCE: OTHER, "<none>": ID})
+    answer = provide(tmp_path)
+    assert (answer["changed"], answer["image"]) == (False, ID)
+
+
+@pytest.mark.parametrize(
+    ("reference", "mirror", "pulled", "repository"),
+    [
+        ("ghcr.io/sigven/pcgr:1", "mirror:5000", "mirror:5000/sigven/pcgr:1", "mirror:5000/sigven/pcgr"),
+        ("docker.io/sigven/pcgr:1", "http://mirror/hub/", "mirror/hub/sigven/pcgr:1", "mirror/hub/sigven/pcgr"),
+        ("debian:12", "mirror", "mirror/library/debian:12", "mirror/library/debian"),
+        ("docker.io/sigven/pcgr:1", None, "docker.io/sigven/pcgr:1", "sigven/pcgr"),
+        ("docker.io/library/debian:12", None, "docker.io/library/debian:12", "debian"),
+        ("localhost/x:1", None, "localhost/x:1", "localhost/x"),
+    ],
+)
+def test_names(reference: str, mirror: str | None, pulled: str, repository: str) -> None:
+    module = load("modules.runtime_image")
+    assert module.mirrored(reference, mirror) == pulled
+    assert module.repository_of(pulled) == repository
+
+
+def test_registry_mirror_is_asked(docker: Path, tmp_path: Path) -> None:
+    (docker / "registry").write_text(ID)
+    (docker / "repository").write_text("mirror:5000/umccr/tool")
+    provide(tmp_path, registry_mirror="mirror:5000", digest=DIGEST)
+    assert calls(docker, "pull") == [f"pull --quiet mirror:5000/umccr/tool@{DIGEST}"]
+    assert record(tmp_path)["reference"] == REFERENCE
+
+
+def test_old_runtimes_stay_unless_asked(docker: Path, tmp_path: Path) -> None:
+    (docker / "repository").write_text("umccr/tool")
+    images(docker, {"old": OTHER})
+    (docker / "registry").write_text(ID)
+    old = [tmp_path / "opt" / name for name in ("0" * 16, "1" * 16 + ".sif", ".packages-" + "2" * 16)]
+    for path in old:
+        path.mkdir(parents=True)
+    kept = tmp_path / "opt/.linker"
+    kept.mkdir()
+    assert provide(tmp_path)["removed"] == []
+    names = sorted([OTHER, *map(str, old)])
+    assert sorted(provide(tmp_path, check=True, prune=True)["removed"]) == names
+    assert all(path.exists() for path in old)
+    answer = provide(tmp_path, prune=True)
+    assert answer["changed"] is True
+    assert sorted(answer["removed"]) == names
+    assert not any(path.exists() for path in old)
+    assert kept.exists()
+    assert images(docker) == {REFERENCE: ID}
+    assert provide(tmp_path, prune=True)["changed"] is False
+    assert record(tmp_path)["image"] == ID
 
 
 def test_pull_is_tried_again(docker: Path, tmp_path: Path) -> None:
@@ -122,7 +243,7 @@ def test_loaded_image_stays_when_the_mirror_is_gone(docker: Path, tmp_path: Path
     provide(tmp_path, **source)
     (tmp_path / "mirror/SHA256SUMS").unlink()
     assert provide(tmp_path, **source)["changed"] is False
-    (docker / "images/umccr_tool_1").unlink()
+    images(docker, {})
     assert provide(tmp_path, **source)["failed"]
 
 

@@ -1,0 +1,388 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Make PCGR's conda environments from its lock files."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: runtime_conda
+short_description: Make PCGR's conda environments from its lock files
+version_added: 1.0.0
+description:
+  - Reads the explicit lock files that belong to a release, fetches every package that they name, compares its MD5 with the lock, and links the
+    packages into one environment per lock. Nothing is solved, so the same locks give the same environments.
+  - "The environments lie in C(<path>/<name>/envs/<environment>), where the name comes from the locks. Conda packages have the path of their
+    environment written into them, so they are made at their final place: a folder without the stamp C(.umccr.pcgr.json) is unfinished, and is
+    removed and made again. The record is replaced last, by a rename: after a cut at any moment the old runtime is in use or the new one."
+  - Packages that have arrived before a cut are not fetched again.
+  - Nothing in the environments names a place outside them, so the folder may be copied to another machine, at the same path.
+  - Post-link scripts run as in conda, in the order of the lock, but one that fails is an error. Those of Bioconductor's data packages (the genomes that
+    PCGR's report needs) download what they install.
+requirements:
+  - python3-requests (for http and https)
+author: University of Melbourne Centre for Cancer Research (@umccr)
+attributes:
+  check_mode: {support: full, description: Can run in check mode and tell what would change.}
+  diff_mode: {support: none, description: Shows a difference.}
+options:
+  path:
+    description: Folder below which runtimes are kept.
+    type: path
+    default: /opt/pcgr-runtime
+  locks:
+    description:
+      - The lock files, by the name of their environment, each with C(file) (its name on a mirror), C(url) and C(sha256).
+      - A lock without C(sha256) needs a line in C(SHA256SUMS) of the mirror.
+    type: dict
+    required: true
+  mirror_url:
+    description: Folder with the lock files and C(SHA256SUMS), as C(http://), C(https://) or C(file://), used in place of each lock's C(url).
+    type: str
+  conda_mirror_url:
+    description:
+      - Address that takes the place of what precedes C(<channel>/<platform>/<file>) in the addresses of packages.
+      - C(<conda_mirror_url>/bioconductor-data/<file>) is then where the post-link scripts of Bioconductor's data packages look first.
+    type: str
+  post_link:
+    description: Whether post-link scripts are run, or packages that bring one are refused.
+    type: str
+    choices: [run, refuse]
+    default: run
+  linker:
+    description: The program C(pcgr-conda-link).
+    type: path
+    required: true
+  record:
+    description: JSON file that gets C(kind), C(image) (the folder), C(prefixes) and C(locks).
+    type: path
+    default: /etc/pcgr/runtime.json
+  connections:
+    description: Packages fetched at once.
+    type: int
+    default: 8
+  timeout:
+    description: Seconds of silence after which a connection counts as broken.
+    type: int
+    default: 60
+  attempts:
+    description: Attempts without progress before giving up.
+    type: int
+    default: 6
+  space_factor:
+    description: Free space asked for, as a multiple of the packages' size, before they are unpacked.
+    type: float
+    default: 5
+  prune:
+    description: Remove other runtimes below O(path).
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Make the conda environments of a release
+  umccr.pcgr.runtime_conda:
+    locks: "{{ lookup('umccr.pcgr.release', '2.3.2').conda }}"
+    linker: /opt/pcgr-runtime/.linker/bin/pcgr-conda-link
+"""
+
+RETURN = r"""
+image:
+  description: The folder of the environments.
+  type: str
+  returned: always
+removed:
+  description: What was removed, or would be in check mode, because of O(prune).
+  type: list
+  elements: str
+  returned: always
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import shutil
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
+    Download,
+    DownloadError,
+    address,
+    check,
+    mirror_checksums,
+    save,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
+    BusyError,
+    alone,
+    others,
+    read_json,
+    remove,
+    write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
+
+STAMP = ".umccr.pcgr.json"
+# <anything>/<channel>/<platform>/<file>#<md5>, as `conda list --explicit --md5` and conda-lock write it.
+LINE = re.compile(
+    r"(?P<url>\S+/(?P<place>[^/\s]+/[^/\s]+/(?P<file>[A-Za-z0-9._+-]+\.(?:conda|tar\.bz2))))#(?P<md5>[0-9a-f]{32})"
+)
+LOCK_BYTES = 16 << 20  # no lock file is larger; a server's answer may be
+PLATFORMS = {"x86_64": "linux-64", "aarch64": "linux-aarch64", "ppc64le": "linux-ppc64le"}
+# What Bioconductor's data packages take the addresses of their downloads from.
+DATA_ADDRESSES = "share/bioconductor-data-packages/dataURLs.json"
+
+
+class CondaError(Exception):
+    """The environments cannot be made; the text is one line."""
+
+
+class Package(NamedTuple):
+    """A package of a lock: its address, its file below a mirror (`<channel>/<platform>/<file>`), its file name and MD5."""
+
+    url: str
+    place: str
+    file: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        """The package's name: its file's, without version and build."""
+        return self.file.rsplit("-", 2)[0]
+
+
+def parse(text: str, where: str) -> list[Package]:
+    """The packages of an explicit lock file; raises CondaError naming `where` and the line."""
+    lines = [line.strip() for line in text.splitlines()]
+    if "@EXPLICIT" not in lines:
+        first = next((line for line in lines if line), "")[:60]
+        raise CondaError(f"{where}: not an explicit lock file (no line @EXPLICIT); it begins with {first!r}")
+    platform = next((line.split(":")[1].strip() for line in lines if line.startswith("# platform:")), None)
+    here = PLATFORMS.get(os.uname().machine, os.uname().machine)
+    if platform not in (None, here):
+        raise CondaError(f"{where}: made for the platform {platform}, this machine is {here}")
+    packages = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#") or line == "@EXPLICIT":
+            continue
+        match = LINE.fullmatch(line)
+        if not match:
+            raise CondaError(f"{where}: line {number}: found {line[:120]!r}, allowed ADDRESS/CHANNEL/PLATFORM/FILE#MD5")
+        packages.append(Package(**match.groupdict()))
+    if not packages:
+        raise CondaError(f"{where}: names no package")
+    return packages
+
+
+def with_checksums(module: AnsibleModule) -> dict[str, dict[str, Any]]:
+    """The locks, each with a SHA-256; raises CondaError when one has none."""
+    params = module.params
+    sums: dict[str, str] | None = None
+    known = {}
+    for name, lock in sorted(params["locks"].items()):
+        sha256 = lock.get("sha256")
+        if not sha256 and params["mirror_url"]:
+            if sums is None:
+                sums = mirror_checksums(params["mirror_url"], timeout=params["timeout"], attempts=params["attempts"])
+            sha256 = sums.get(lock["file"])
+        if not sha256:
+            where = (
+                address(params["mirror_url"], "SHA256SUMS") if params["mirror_url"] else "pcgr_mirror_url is not set"
+            )
+            raise CondaError(
+                f"lock {name} ({lock['file']}): the release knows no sha256, and neither does a mirror ({where})"
+            )
+        known[name] = {**lock, "sha256": sha256}
+    return known
+
+
+def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, Any]) -> list[Package]:
+    """Fetch and check one lock file; its packages."""
+    url = address(mirror_url, lock["file"]) if mirror_url else lock.get("url")
+    if not url:
+        raise CondaError(f"{lock['file']}: no public address is known; set pcgr_mirror_url to a folder that has it")
+    download = Download(url, **options)
+    text = b""
+    for block in download.blocks():
+        text += block
+        if len(text) > LOCK_BYTES:
+            raise CondaError(f"{url}: more than {LOCK_BYTES} bytes, no lock file")
+    check(url, hashlib.sha256(text).hexdigest(), len(text), lock["sha256"], told=download.type)
+    return parse(text.decode("utf-8", errors="replace"), url)
+
+
+def fetch(packages: list[Package], folder: str, params: dict[str, Any]) -> None:
+    """Have every package as `<folder>/<md5>/<file>`. Raises DownloadError; what has arrived by then stays."""
+    options = {"timeout": params["timeout"], "attempts": params["attempts"], "connections": 1}
+
+    def one(package: Package) -> None:
+        url = address(params["conda_mirror_url"], package.place) if params["conda_mirror_url"] else package.url
+        path = os.path.join(folder, package.md5, package.file)
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        save(url, path, package.md5, algorithm="md5", resume=True, **options)
+
+    pool = concurrent.futures.ThreadPoolExecutor(params["connections"])
+    try:
+        for task in [pool.submit(one, package) for package in packages]:
+            task.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: str, cache: str) -> None:
+    """Make the environment at `prefix` and run its post-link scripts."""
+    params = module.params
+    work = {
+        "prefix": prefix,
+        "cache": cache,
+        "packages": [
+            {"path": os.path.join(folder, package.md5, package.file), "url": package.url} for package in packages
+        ],
+    }
+    code, out, err = module.run_command([params["linker"]], data=json.dumps(work))
+    if code:
+        raise CondaError(last_line(err, out, code))
+    scripts = [
+        (package, script)
+        for package in packages
+        if os.path.exists(script := os.path.join(prefix, "bin", f".{package.name}-post-link.sh"))
+    ]
+    if scripts and params["post_link"] == "refuse":
+        names = ", ".join(package.name for package, _script in scripts)
+        raise CondaError(
+            f"{prefix}: these packages bring post-link scripts, which runtime_conda_post_link refuses: {names}"
+        )
+    if params["conda_mirror_url"]:
+        prefer_mirror(os.path.join(prefix, DATA_ADDRESSES), params["conda_mirror_url"])
+    for package, script in scripts:
+        version, build = re.sub(r"\.(conda|tar\.bz2)$", "", package.file).rsplit("-", 2)[1:]
+        environment = {
+            "PREFIX": prefix,
+            "CONDA_PREFIX": prefix,
+            "PATH": f"{prefix}/bin:/usr/bin:/bin",
+            "PKG_NAME": package.name,
+            "PKG_VERSION": version,
+            "PKG_BUILDNUM": build.rpartition("_")[2],
+        }
+        code, out, err = module.run_command(["/bin/bash", script], cwd=prefix, environ_update=environment)
+        if code:
+            raise CondaError(f"{package.file}: its post-link script failed: {last_line(err, out, code)}")
+
+
+def prefer_mirror(path: str, mirror_url: str) -> None:
+    """Let the data packages' post-link scripts look on the mirror first; they check what they get."""
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as handle:
+        entries = json.load(handle)
+    for entry in entries.values():
+        entry["urls"] = [address(mirror_url, f"bioconductor-data/{entry['fn']}"), *entry["urls"]]
+    write_json(path, entries)
+
+
+def last_line(err: str, out: str, code: int) -> str:
+    """What a program complained of."""
+    lines = [line for line in (*out.splitlines(), *err.splitlines()) if line.strip()]
+    return lines[-1].strip() if lines else f"exit code {code}"
+
+
+def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]]) -> None:
+    """Make the folder `image` with an environment per lock, stamped last."""
+    params = module.params
+    packages = {
+        name: read_lock(lock, params["mirror_url"], {"timeout": params["timeout"], "attempts": params["attempts"]})
+        for name, lock in locks.items()
+    }
+    folder = os.path.join(params["path"], f".packages-{os.path.basename(image)}")
+    cache = os.path.join(folder, "unpacked")
+    shutil.rmtree(image, ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    every = sorted({package for some in packages.values() for package in some})
+    fetch(every, folder, params)
+    size = sum(os.path.getsize(os.path.join(folder, package.md5, package.file)) for package in every)
+    free = shutil.disk_usage(folder).free
+    if free < size * params["space_factor"]:
+        raise CondaError(
+            f"{params['path']}: {free / 1e9:.1f} GB free, about {size * params['space_factor'] / 1e9:.1f} GB needed"
+            f" to unpack {len(every)} packages of {size / 1e9:.1f} GB"
+        )
+    try:
+        for name, some in packages.items():
+            prefix = os.path.join(image, "envs", name)
+            os.makedirs(prefix, mode=0o755)
+            link(module, prefix, some, folder, cache)
+    except BaseException:
+        shutil.rmtree(image, ignore_errors=True)
+        shutil.rmtree(cache, ignore_errors=True)
+        raise
+    sync(image)  # the stamp must not reach the disk before what it is about
+    write_json(os.path.join(image, STAMP), {"locks": {name: lock["sha256"] for name, lock in locks.items()}})
+    shutil.rmtree(folder)
+
+
+def name_of(locks: dict[str, dict[str, Any]]) -> str:
+    """Name of the folder made from `locks`: 16 hexadecimal digits."""
+    text = "".join(f"{lock['sha256']}  {name}\n" for name, lock in sorted(locks.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def provide(module: AnsibleModule) -> None:
+    """Do the module's work and leave through `exit_json`."""
+    params = module.params
+    os.umask(0o022)  # other users run what is made here, however careful root is
+    locks = with_checksums(module)
+    image = os.path.join(params["path"], name_of(locks))
+    wanted = {
+        "kind": "conda",
+        "image": image,
+        "prefixes": {name: f"{image}/envs/{name}" for name in locks},
+        "locks": {name: lock["sha256"] for name, lock in locks.items()},
+    }
+    due = read_json(os.path.join(image, STAMP)).get("locks") != wanted["locks"]
+    changed = due or read_json(params["record"]) != wanted
+    if changed and not module.check_mode:
+        os.makedirs(params["path"], mode=0o755, exist_ok=True)
+        with alone(params["path"]):
+            if due:
+                install(module, image, locks)
+            write_json(params["record"], wanted)
+    old = others(params["path"], image) if params["prune"] else []
+    if old and not module.check_mode:
+        with alone(params["path"]):
+            for path in old:
+                remove(path)
+    module.exit_json(changed=changed or bool(old), image=image, removed=old)
+
+
+def main() -> None:
+    """Entry point of the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
+            "locks": {"type": "dict", "required": True},
+            "mirror_url": {"type": "str"},
+            "conda_mirror_url": {"type": "str"},
+            "post_link": {"type": "str", "choices": ["run", "refuse"], "default": "run"},
+            "linker": {"type": "path", "required": True},
+            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
+            "connections": {"type": "int", "default": 8},
+            "timeout": {"type": "int", "default": 60},
+            "attempts": {"type": "int", "default": 6},
+            "space_factor": {"type": "float", "default": 5.0},
+            "prune": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        provide(module)
+    except (BusyError, CondaError, DownloadError) as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename or module.params['path']}: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()

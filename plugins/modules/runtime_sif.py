@@ -1,0 +1,326 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: MIT
+"""Bring PCGR's Apptainer image to a machine."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: runtime_sif
+short_description: Bring PCGR's Apptainer image to a machine
+version_added: 1.0.0
+description:
+  - Fetches an Apptainer image (SIF) from a registry (C(oras://)) or from a mirror, by several connections at once and resumed after breaks and cuts.
+    The C(apptainer) program is not needed for that.
+  - From a registry, the manifest names the image's SHA-256. That of the first time is remembered; a tag that names another one later is refused.
+    From a mirror, C(SHA256SUMS) names it.
+  - The file's name comes from its SHA-256, and the record is replaced last, by a rename, so that the old image is in use or the new one.
+requirements:
+  - python3-requests (for http and https)
+author: University of Melbourne Centre for Cancer Research (@umccr)
+attributes:
+  check_mode: {support: full, description: Can run in check mode and tell what would change.}
+  diff_mode: {support: none, description: Shows a difference.}
+options:
+  path:
+    description: Folder below which runtimes are kept.
+    type: path
+    default: /opt/pcgr-runtime
+  reference:
+    description: Image reference C(oras://<registry>/<repository>:<tag>).
+    type: str
+  archive:
+    description: File name of the image on the mirror, to take in place of O(reference).
+    type: str
+  mirror_url:
+    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://) or C(file://). Needed for O(archive).
+    type: str
+  sha256:
+    description: The image must have this checksum.
+    type: str
+  registry_mirror:
+    description: Host, with port and path where needed, that is asked in place of the registry in O(reference); C(http://) before it for a registry without TLS.
+    type: str
+  record:
+    description: JSON file that gets C(kind), C(image) (the file), C(sha256) and C(reference).
+    type: path
+    default: /etc/pcgr/runtime.json
+  checksums:
+    description: File in which the checksums are kept that tags had the first time.
+    type: path
+    default: /var/lib/pcgr/checksums.json
+  connections:
+    description: Connections by which the image is fetched at once.
+    type: int
+    default: 6
+  timeout:
+    description: Seconds of silence after which a connection counts as broken.
+    type: int
+    default: 60
+  attempts:
+    description: Attempts without progress before giving up.
+    type: int
+    default: 6
+  prune:
+    description: Remove other runtimes below O(path).
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Bring the Apptainer image of a release
+  umccr.pcgr.runtime_sif:
+    reference: oras://ghcr.io/sigven/pcgr:2.3.2.singularity
+
+- name: Bring an Apptainer image from a mirror
+  umccr.pcgr.runtime_sif:
+    archive: pcgr-2.3.2.sif
+    mirror_url: https://mirror.example.org/pcgr
+"""
+
+RETURN = r"""
+image:
+  description: The image's file.
+  type: str
+  returned: always
+removed:
+  description: What was removed, or would be in check mode, because of O(prune).
+  type: list
+  elements: str
+  returned: always
+"""
+
+import json
+import os
+import re
+import threading
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
+    Download,
+    DownloadError,
+    address,
+    mirror_checksums,
+    save,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
+    BusyError,
+    alone,
+    compare_with_first,
+    others,
+    read_json,
+    remove,
+    write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
+
+try:
+    import requests
+except ImportError:
+    requests = None  # type: ignore[assignment]
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
+MANIFEST_BYTES = 4 << 20  # the most that registries have to accept
+SIF_MAGIC = b"SIF_MAGIC"
+SIF_MAGIC_AT = 32
+# A token without a stated life lasts 60 s (the registries' token specification).
+TOKEN_SECONDS = 60
+
+
+class SifError(Exception):
+    """The image cannot be had; the text is one line."""
+
+
+class Registry:
+    """What is asked of a registry without an account. Raises SifError and DownloadError."""
+
+    def __init__(self, reference: str, mirror: str | None, timeout: float) -> None:
+        match = re.fullmatch(r"oras://([^/@\s]+)/([^:@\s]+):([\w][\w.-]{0,127})", reference)
+        if not match:
+            raise SifError(f"{reference}: found no image reference, allowed oras://REGISTRY/REPOSITORY:TAG")
+        host, self.repository, self.tag = match.groups()
+        base = mirror or host
+        self.base = (base if re.match("https?://", base) else f"https://{base}").rstrip("/")
+        # A mirror below a path has that path between /v2/ and the repository.
+        scheme, _, rest = self.base.partition("://")
+        host, _, folder = rest.partition("/")
+        self.base, self.repository = f"{scheme}://{host}", f"{folder}/{self.repository}".lstrip("/")
+        self.timeout = timeout
+        self._challenge: dict[str, str] | None = None
+        self._token, self._until = "", 0.0
+        self._lock = threading.Lock()
+
+    def url(self, kind: str, name: str) -> str:
+        """Address of a manifest or blob."""
+        return f"{self.base}/v2/{self.repository}/{kind}/{name}"
+
+    def headers(self) -> dict[str, str]:
+        """What a request is to carry; tokens last minutes, so that a long download needs several."""
+        with self._lock:
+            if self._challenge is None:
+                self._challenge = self._ask()
+            if self._challenge and time.monotonic() >= self._until:
+                self._new_token(self._challenge)
+            return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def _ask(self) -> dict[str, str]:
+        """What the registry wants to be asked with; empty when nothing."""
+        url = self.url("manifests", self.tag)
+        answer = requests.head(url, headers={"Accept": MANIFEST}, timeout=self.timeout)
+        if answer.status_code >= 500:
+            answer.raise_for_status()  # an OSError, which is tried again
+        if answer.status_code != 401:
+            return {}
+        told = answer.headers.get("WWW-Authenticate", "")
+        challenge = dict(re.findall(r'(\w+)="([^"]*)"', told))
+        if not told.lower().startswith("bearer ") or "realm" not in challenge:
+            raise SifError(
+                f"{url}: the registry wants a login ({told.split(' ')[0] or 'of no kind'}); only public images can be had"
+            )
+        return challenge
+
+    def _new_token(self, challenge: dict[str, str]) -> None:
+        query = {"service": challenge.get("service", ""), "scope": f"repository:{self.repository}:pull"}
+        url = f"{challenge['realm']}?{urlencode(query)}"
+        answer = requests.get(url, timeout=self.timeout)
+        try:
+            given = answer.json()
+            self._token = given.get("token") or given["access_token"]
+            life = float(given.get("expires_in") or TOKEN_SECONDS)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise SifError(
+                f"{url}: the registry gives no token without an account ({answer.status_code} {answer.reason})"
+            ) from error
+        self._until = time.monotonic() + life / 2
+
+    def layer(self, options: dict[str, Any]) -> str:
+        """SHA-256 of the image that the tag names now."""
+        url = self.url("manifests", self.tag)
+        text = b""
+        for block in Download(url, headers=lambda: {"Accept": MANIFEST, **self.headers()}, **options).blocks():
+            text += block
+            if len(text) > MANIFEST_BYTES:
+                break
+        try:
+            layers = [layer for layer in json.loads(text)["layers"] if layer["mediaType"] == LAYER]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SifError(f"{url}: found no image manifest but {bytes(text[:40])!r}") from error
+        if len(layers) != 1 or not re.fullmatch(r"sha256:[0-9a-f]{64}", str(layers[0].get("digest"))):
+            raise SifError(
+                f"{url}: found {len(layers)} layers of type {LAYER}, allowed exactly one, with a sha256 digest"
+            )
+        return str(layers[0]["digest"]).partition(":")[2]
+
+
+def expected(
+    module: AnsibleModule, before: dict[str, Any], options: dict[str, Any]
+) -> tuple[str, str, Registry | None]:
+    """The image's SHA-256, its address ("" when the image of the record is to stay), and the registry it comes from."""
+    params = module.params
+    name = params["archive"] or params["reference"]
+    if not name:
+        raise SifError(
+            "no Apptainer image is known: set runtime_sif_reference, or runtime_sif_archive and pcgr_mirror_url"
+        )
+    recorded: str = before.get("sha256", "") if before.get("reference") == name else ""
+    stays = bool(recorded) and params["sha256"] in (None, recorded) and os.path.exists(before.get("image", ""))
+    if params["archive"]:
+        if not params["mirror_url"]:
+            raise SifError(f"the image comes from the archive {name}: set pcgr_mirror_url to a folder that has it")
+        try:
+            sums = mirror_checksums(params["mirror_url"], **options)
+        except DownloadError as error:
+            if not stays:
+                raise
+            module.warn(f"the image's checksum could not be compared: {error}")
+            return recorded, "", None
+        sha256 = params["sha256"] or sums.get(name)
+        if not sha256:
+            raise SifError(f"{address(params['mirror_url'], 'SHA256SUMS')}: no line for {name}")
+        return sha256, address(params["mirror_url"], name), None
+    if stays:
+        return recorded, "", None
+    registry = Registry(name, params["registry_mirror"], params["timeout"])
+    sha256 = params["sha256"]
+    if not sha256:
+        sha256 = registry.layer(options)
+        compare_with_first(params["checksums"], name, sha256, remember=not module.check_mode)
+    return sha256, registry.url("blobs", f"sha256:{sha256}"), registry
+
+
+def bring(path: str, url: str, sha256: str, registry: Registry | None, options: dict[str, Any]) -> None:
+    """Have the image at `path`; raises SifError and DownloadError. What a cut leaves is where the next run goes on."""
+    part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
+    headers = {"headers": registry.headers} if registry else {}
+    save(url, part, sha256, resume=True, **headers, **options)
+    with open(part, "rb") as file:
+        head = file.read(SIF_MAGIC_AT + len(SIF_MAGIC))
+    if head[SIF_MAGIC_AT:] != SIF_MAGIC:
+        os.unlink(part)
+        raise SifError(f"{url}: has the expected sha256, but is no Apptainer image; it begins with {head[:16]!r}")
+    os.chmod(part, 0o644)
+    sync(os.path.dirname(path))
+    os.replace(part, path)
+
+
+def provide(module: AnsibleModule) -> None:
+    """Do the module's work and leave through `exit_json`."""
+    params = module.params
+    os.umask(0o022)  # other users run what is brought here, however careful root is
+    before = read_json(params["record"])
+    options = {"timeout": params["timeout"], "attempts": params["attempts"]}
+    sha256, url, registry = expected(module, before, options)
+    image = os.path.join(params["path"], f"{sha256[:16]}.sif")
+    wanted = {
+        "kind": "apptainer",
+        "image": image,
+        "sha256": sha256,
+        "reference": params["archive"] or params["reference"],
+    }
+    due = not os.path.exists(image)
+    changed = due or before != wanted
+    old = others(params["path"], image) if params["prune"] else []
+    if not module.check_mode:
+        os.makedirs(params["path"], mode=0o755, exist_ok=True)
+        with alone(params["path"]):
+            if due:
+                bring(image, url, sha256, registry, options | {"connections": params["connections"]})
+            if changed:
+                write_json(params["record"], wanted)
+            for path in old:
+                remove(path)
+    module.exit_json(changed=changed or bool(old), image=image, removed=old)
+
+
+def main() -> None:
+    """Entry point of the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
+            "reference": {"type": "str"},
+            "archive": {"type": "str"},
+            "mirror_url": {"type": "str"},
+            "sha256": {"type": "str"},
+            "registry_mirror": {"type": "str"},
+            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
+            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
+            "connections": {"type": "int", "default": 6},
+            "timeout": {"type": "int", "default": 60},
+            "attempts": {"type": "int", "default": 6},
+            "prune": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        provide(module)
+    except (BusyError, SifError, DownloadError) as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:  # those of requests, too
+        module.fail_json(msg=f"{error.filename or module.params['path']}: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()
