@@ -218,6 +218,18 @@ def is_current(item: Part, root: str) -> bool:
     return same and verify(item, os.path.join(root, item.home)) is None
 
 
+def make_sure_of_writing(due: list[Part], root: str) -> None:
+    """Raise DatabundleError when a folder to bring belongs on a volume that is only mounted."""
+    for item in due:
+        home = os.path.join(root, item.home)
+        while not os.path.isdir(home):
+            home = os.path.dirname(home)
+        if os.statvfs(home).f_flag & os.ST_RDONLY:
+            raise DatabundleError(
+                f"{item.label}: not on the volume at {home}, which is mounted read-only; mount one that holds it"
+            )
+
+
 def make_sure_of_space(root: str, download: Download, factor: float) -> None:
     """Raise DatabundleError when the disk is too full for what the server announces."""
     free = shutil.disk_usage(root).free
@@ -362,6 +374,7 @@ def bring(module: AnsibleModule) -> None:
     download = {"timeout": params["timeout"], "attempts": params["attempts"]}
     parts, unknown = with_checksums(plan(params["release"], params["assemblies"]), mirror, download)
     due = [item for item in parts if not is_current(item, root)]
+    make_sure_of_writing(due, root)
     if unknown:
         if due and not module.check_mode:
             raise DatabundleError(unknown)
