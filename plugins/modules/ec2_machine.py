@@ -31,6 +31,10 @@ options:
   subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
   instance_profile: {description: Name of the instance profile., type: str}
   volume_gb: {description: Size of the root volume. Needed for O(state=present)., type: int}
+  data_volume_gb:
+    description: Size of a second volume, which ends with the machine. Unset, there is one only with O(data_snapshot), of the snapshot's size.
+    type: int
+  data_snapshot: {description: Snapshot that the second volume is made from., type: str}
   wait_seconds: {description: How long to wait for the machine to run and have an address., type: int, default: 300}
 extends_documentation_fragment:
   - amazon.aws.common.modules
@@ -60,6 +64,7 @@ machine:
     zone: {description: Availability zone., type: str, returned: success}
     spot: {description: Whether it is a spot instance., type: bool, returned: success}
     image: {description: Image it was launched from., type: str, returned: success}
+    data_volume: {description: "Id of its second volume; null when it has none.", type: str, returned: success}
 usd_per_hour: {description: "Price of the machine in US dollars per hour, without disk; null when it cannot be found out.", type: float, returned: always}
 ended: {description: Ids of the instances that were terminated., type: list, elements: str, returned: always}
 """
@@ -78,6 +83,8 @@ except ImportError:
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 
 TAG = "umccr.pcgr"
+# A name that every instance type takes; the machine's system names disks its own way.
+DATA_DEVICE = "/dev/sdf"
 # Seconds for which a new instance profile may be unknown to EC2, which takes it over with a delay.
 PROFILE_DELAY = 60
 # Where the price list of all regions is served.
@@ -114,7 +121,11 @@ def root_device(ec2: Any, image: str) -> str:
 def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
     """The arguments of RunInstances."""
     tags = [{"Key": TAG, "Value": params["name"]}, {"Key": "Name", "Value": params["name"]}]
-    volume = {"VolumeSize": params["volume_gb"], "DeleteOnTermination": True, "VolumeType": "gp3", "Encrypted": True}
+    common = {"DeleteOnTermination": True, "VolumeType": "gp3", "Encrypted": True}
+    volumes = {root_device(ec2, params["image"]): common | {"VolumeSize": params["volume_gb"]}}
+    data = {"VolumeSize": params["data_volume_gb"], "SnapshotId": params["data_snapshot"]}
+    if any(data.values()):
+        volumes[DATA_DEVICE] = common | {key: value for key, value in data.items() if value}
     arguments: dict[str, Any] = {
         "ImageId": params["image"],
         "InstanceType": params["instance_type"],
@@ -123,7 +134,7 @@ def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
         "InstanceInitiatedShutdownBehavior": "terminate",
         # One hop: containers cannot reach the machine's credentials.
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
-        "BlockDeviceMappings": [{"DeviceName": root_device(ec2, params["image"]), "Ebs": volume}],
+        "BlockDeviceMappings": [{"DeviceName": device, "Ebs": volume} for device, volume in volumes.items()],
         "TagSpecifications": [{"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")],
     }
     if params["spot"]:
@@ -185,6 +196,9 @@ def describe(machine: dict[str, Any]) -> dict[str, Any]:
         "zone": machine["Placement"]["AvailabilityZone"],
         "spot": machine.get("InstanceLifecycle") == "spot",
         "image": machine["ImageId"],
+        "data_volume": {
+            device["DeviceName"]: device["Ebs"]["VolumeId"] for device in machine.get("BlockDeviceMappings", [])
+        }.get(DATA_DEVICE),
     }
 
 
@@ -279,6 +293,8 @@ def main() -> None:
             "subnet": {"type": "str"},
             "instance_profile": {"type": "str"},
             "volume_gb": {"type": "int"},
+            "data_volume_gb": {"type": "int"},
+            "data_snapshot": {"type": "str"},
             "wait_seconds": {"type": "int", "default": 300},
         },
         required_if=[("state", "present", ["image", "instance_type", "volume_gb"])],

@@ -76,6 +76,19 @@ def test_machine_ends_itself_and_guards_its_credentials() -> None:
     assert (volume["Size"], volume["Encrypted"]) == (50, True)
 
 
+def test_data_volume_is_blank_or_of_a_snapshot_and_ends_with_the_machine() -> None:
+    assert machine(name="none")["machine"]["data_volume"] is None
+    blank = machine(name="blank", data_volume_gb=7)
+    (volume,) = ec2().describe_volumes(VolumeIds=[blank["machine"]["data_volume"]])["Volumes"]
+    assert (volume["Size"], volume["Encrypted"], volume["VolumeType"]) == (7, True, "gp3")
+    assert all(device["Ebs"]["DeleteOnTermination"] for device in instance(blank)["BlockDeviceMappings"])
+    assert machine(name="blank")["machine"] == blank["machine"]
+    snapshot = ec2().create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"]
+    filled = machine(name="filled", data_snapshot=snapshot)
+    (volume,) = ec2().describe_volumes(VolumeIds=[filled["machine"]["data_volume"]])["Volumes"]
+    assert (volume["Size"], volume["SnapshotId"]) == (7, snapshot)
+
+
 def test_on_demand_is_not_spot() -> None:
     assert machine()["machine"]["spot"] is False
 
