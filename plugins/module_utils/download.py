@@ -33,6 +33,10 @@ LONGEST_PAUSE = 30  # seconds
 TRANSIENT = {408, 425, 429}
 
 
+# Where Google Drive gives out files; `confirm` answers its question whether a file too large for its virus scan is wanted.
+GDRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+
+
 class DownloadError(Exception):
     """A file cannot be had or is not what it should be; the text is one line naming the address."""
 
@@ -46,7 +50,7 @@ class _Retry(Exception):
 
 
 class Download:
-    """A file at an address (http, https, file).
+    """A file at an address: http, https, file, s3 (then `signed` has the https address that was signed for it), or gdrive:ID.
 
     `size` is its length in bytes or None, `tag` what the server calls this version of it (strong ETag or time of change) or
     None, `type` its Content-Type, `received` the bytes that have come over the network. After a break only what is missing is
@@ -57,16 +61,22 @@ class Download:
     def __init__(
         self,
         url: str,
+        *,
         connections: int = 6,
         timeout: float = 60,
         attempts: int = 6,
         pause: float = 1,
-        *,
         headers: Callable[[], dict[str, str]] = dict,
+        signed: dict[str, str] | None = None,
     ) -> None:
-        if not re.match(r"(https?|file)://", url):
-            raise DownloadError(f"{url}: not an address this can read; allowed are http://, https:// and file://")
+        if not re.match(r"(https?|file|s3)://|gdrive:", url):
+            allowed = "http://, https://, file://, s3:// and gdrive:"
+            raise DownloadError(f"{url}: not an address this can read; allowed are {allowed}")
         self.url = url
+        # What is asked; it may hold a signature, so messages and files name `url` instead.
+        self._asked = url.replace("gdrive:", GDRIVE, 1) if url.startswith("gdrive:") else (signed or {}).get(url, url)
+        if self._asked.startswith("s3:"):
+            raise DownloadError(f"{url}: no signed address was given for it; the lookup umccr.pcgr.signed makes them")
         self.connections = connections
         self.timeout = timeout
         self.attempts = attempts
@@ -228,6 +238,14 @@ class Download:
         """Ask for the first byte only: the answer says whether there are ranges, and how long the file is."""
         answer = self._get(0, 1)
         self.type = answer.headers.get("Content-Type", "")
+        if self.url.startswith("gdrive:") and self.type.startswith("text/html"):
+            # No file of ours is a page: this one is not public, or was asked for too often today.
+            answer.close()
+            page = self._get(0, None)
+            title = re.search(r"<title>([^<]*)", page.raw.read(BLOCK, decode_content=True).decode("utf-8", "replace"))
+            page.close()
+            told = f": {title[1].strip()}" if title else ""
+            raise DownloadError(f"{self.url}: Google Drive sends a page instead of the file{told}")
         self.tag = _tag(answer)
         if answer.status_code == http.HTTPStatus.PARTIAL_CONTENT and _span(answer)[1] is not None:
             self._ranges, self.size = True, _span(answer)[1]
@@ -249,13 +267,16 @@ class Download:
         headers = {"Accept-Encoding": "identity", **self.headers()}
         if end is not None:
             headers["Range"] = f"bytes={begin}-{end - 1}"
-        answer = session.get(self.url, headers=headers, stream=True, timeout=self.timeout)
+        answer = session.get(self._asked, headers=headers, stream=True, timeout=self.timeout)
         code = answer.status_code
         if code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and _span(answer)[1] == 0:
             raise DownloadError(f"{self.url}: the file is empty")
         if code >= http.HTTPStatus.BAD_REQUEST:
+            said = answer.raw.read(BLOCK, decode_content=True).decode("utf-8", "replace")
             answer.close()
             told = f"the server answers {code} {answer.reason}"
+            if self.url.startswith("s3:") and (why := re.search(r"<Message>([^<]*)", said)):
+                told += f" ({why[1]})"  # such as that the signature has expired
             if code < http.HTTPStatus.INTERNAL_SERVER_ERROR and code not in TRANSIENT:
                 raise DownloadError(f"{self.url}: {told}")
             raise _Retry(told)

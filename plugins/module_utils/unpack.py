@@ -29,6 +29,7 @@ STATES = ("inflate", "sha256")  # the parts of a checkpoint that are bytes
 PROGRESS = ".databundle.progress"
 TELL_SECONDS = 1.0  # between two reports of the progress
 SYNC_SECONDS = 10.0  # between checkpoints that outlive a cut of the machine
+OTHERS = 8  # folders named when an archive does not hold what is wanted
 SLOTS = 3  # blocks of 1 MiB that are ready to be written
 SLOT_BYTES = BLOCK + Gunzip.STATE_BYTES + Sha256.STATE_BYTES  # what came, and the states behind it
 FORK = multiprocessing.get_context("fork")  # the other ways cannot find a module that Ansible has packed
@@ -271,6 +272,7 @@ class Unpacker:
         self.folder = checkpoints.folder
         self.url = arrival.download.url
         self.count = {"files": 0, "unpacked_bytes": 0}
+        self.others: set[str] = set()  # where members lie that are not wanted, two folders deep
         self._next = 0  # where in the tar file the next member begins
         self._member: dict[str, Any] | None = None  # the file that is being written
         self._saved_at = self._begun_at = arrival.consumed
@@ -296,6 +298,8 @@ class Unpacker:
                 name = self._judge(member)
                 if any(name == path or name.startswith(path + "/") for path in self.wanted):
                     self._extract(member, os.path.join(self.folder, name))
+                elif len(self.others) < OTHERS:
+                    self.others.add("/".join(name.split("/")[:2]))
 
     def _judge(self, member: tarfile.TarInfo) -> str:
         """The member's path inside the folder; raises UnpackError."""
@@ -361,8 +365,11 @@ class Unpacker:
         self.checkpoints.write(self.arrival.state() | about)
 
     def _tell(self) -> None:
-        """Write how far it is (bytes of the archive), for who looks after a long run."""
-        done = self.arrival.consumed
-        about = {"part": self.label, "done": done, "size": self.arrival.download.size}
-        about |= {"fetched": done - self._begun_at, "seconds": time.monotonic() - self._started}
-        replace(os.path.join(os.path.dirname(self.folder), PROGRESS), json.dumps(about))
+        done, size = self.arrival.consumed, self.arrival.download.size
+        about = {"part": self.label, "done": done, "size": size, "fetched": done - self._begun_at}
+        tell(os.path.dirname(self.folder), **about, seconds=time.monotonic() - self._started)
+
+
+def tell(root: str, **about: Any) -> None:
+    """Write for who looks how far it is: `done` of `size` bytes of `part`, of which `fetched` came in `seconds`."""
+    replace(os.path.join(root, PROGRESS), json.dumps(about))

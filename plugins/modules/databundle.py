@@ -12,6 +12,7 @@ description:
   - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
     so that no archive needs room on the disk.
   - Broken connections are resumed. A run that was cut, even by a reboot, is taken up by the next run where it was.
+  - With O(seed), folders that are on the machine already are copied, or taken as they are where they lie at their final place.
   - Members that would leave their folder, devices and the like are refused.
   - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
     after a cut at any moment each folder is the old one or the new one."
@@ -38,8 +39,19 @@ options:
     elements: str
     required: true
   mirror_url:
-    description: Folder with the archives and C(SHA256SUMS), as C(http://), C(https://) or C(file://). Without it, the release's own addresses.
+    description: Folder with the archives and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Without it, the release's own addresses.
     type: str
+  signed:
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    type: dict
+    default: {}
+  seed:
+    description:
+      - Folder of this machine that may hold data unpacked already; what it has is not downloaded.
+      - "Looked at are this collection's own layout and the one that PCGR documents: C(bundles/<date>/data/<assembly>), C(<date>/data/<assembly>),
+        C(data/<assembly>); C(vep/<release>/homo_sapiens/<cache>), C(homo_sapiens/<cache>)."
+      - The same folder as O(root) is allowed; data without a stamp are then checked and stay where they are.
+    type: path
   checksums:
     description: File in which the checksums of archives are kept that nobody has published; a later archive of the same name must have the same one.
     type: path
@@ -79,16 +91,11 @@ parts:
   returned: always
 """
 
-import ctypes
-import hashlib
-import json
+
 import os
 import shutil
-import stat
 import tarfile
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -101,7 +108,27 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     mirror_checksums,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import GzipError
-from ansible_collections.umccr.pcgr.plugins.module_utils.kept import BusyError, alone, compare_with_first
+from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
+    BusyError,
+    alone,
+    compare_with_first,
+    read_json,
+    write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
+    STAGING,
+    STAMP,
+    DatabundleError,
+    Part,
+    compare,
+    is_current,
+    measure,
+    plan,
+    put_in_place,
+    staging_of,
+    verify,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils.seed import adopt, find_seed
 from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
     PROGRESS,
     Arrival,
@@ -110,112 +137,6 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
     UnpackError,
     sync,
 )
-
-STAMP = ".umccr.pcgr.json"
-STAGING = ".databundle-"
-# How Ensembl spells the assemblies in cache folders.
-ENSEMBL = {"grch37": "GRCh37", "grch38": "GRCh38"}
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2  # linux/fs.h
-
-
-class DatabundleError(Exception):
-    """The data cannot be brought; the text is one line."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One folder to have: `member` is its path in the archive, `home` (below root) the folder the archive unpacks into."""
-
-    label: str
-    home: str
-    member: str
-    archive: str
-    url: str | None
-    sha256: str | None
-    # Files or folders that must be there, relative to `home`; with a text, the file must contain it.
-    proofs: tuple[tuple[str, str | None], ...]
-
-    def folder(self, root: str) -> str:
-        """Final place of the folder."""
-        return os.path.join(root, self.home, self.member)
-
-
-def plan(release: dict[str, Any], assemblies: Iterable[str]) -> list[Part]:
-    """The folders that `release` needs for `assemblies`; raises DatabundleError."""
-    parts = []
-    bundle, vep = release["bundle"], release["vep"]
-    for assembly in assemblies:
-        if assembly not in release["assemblies"] or assembly not in ENSEMBL:
-            allowed = ", ".join(release["assemblies"])
-            raise DatabundleError(
-                f"assembly {assembly} is not part of release {release['release']}; allowed: {allowed}"
-            )
-        proofs: list[tuple[str, str | None]] = [
-            (bundle["version_file"].format(assembly=assembly), bundle["version_text"])
-        ]
-        if vep["location"] == "in_bundle":
-            proofs.append((f"data/{assembly}/.vep/homo_sapiens", None))
-        parts.append(
-            Part(
-                label=f"bundle {bundle['date']} {assembly}",
-                home=f"bundles/{bundle['date']}",
-                member=f"data/{assembly}",
-                proofs=tuple(proofs),
-                **archive_of(release, bundle["archives"], assembly, "bundle"),
-            )
-        )
-        if vep["location"] == "separate":
-            member = f"homo_sapiens/{vep['release']}_{ENSEMBL[assembly]}"
-            parts.append(
-                Part(
-                    label=f"VEP cache {vep['release']} {assembly}",
-                    home=f"vep/{vep['release']}",
-                    member=member,
-                    proofs=((member, None),),
-                    **archive_of(release, vep["archives"], assembly, "VEP cache"),
-                )
-            )
-    return parts
-
-
-def archive_of(release: dict[str, Any], archives: dict[str, Any], assembly: str, what: str) -> dict[str, Any]:
-    """File name, address and checksum of an assembly's archive; raises DatabundleError when the release names none."""
-    entry = archives.get(assembly) or {}
-    if not entry.get("file"):
-        raise DatabundleError(f"release {release['release']}: no archive of the {what} is known for {assembly}")
-    return {"archive": entry["file"], "url": entry.get("url"), "sha256": entry.get("sha256")}
-
-
-def read_stamp(folder: str) -> dict[str, Any]:
-    """The stamp in `folder`; empty when there is none that can be read."""
-    try:
-        with open(os.path.join(folder, STAMP), encoding="utf-8") as handle:
-            stamp = json.load(handle)
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def verify(item: Part, base: str) -> str | None:
-    """Why the folders of `item` below `base` are not as they should be, or None."""
-    for name, text in item.proofs:
-        path = os.path.join(base, name)
-        if not os.path.exists(path):
-            return f"{name} is missing"
-        if text is not None:
-            with open(path, encoding="utf-8", errors="replace") as handle:
-                found = handle.read(65536)
-            if text not in found:
-                return f"{name} does not contain {text} but {found.strip()[:60]!r}"
-    return None
-
-
-def is_current(item: Part, root: str) -> bool:
-    """True when the installed folder was made from the wanted archive and is still there."""
-    stamp = read_stamp(item.folder(root))
-    same = stamp.get("sha256") == item.sha256.lower() if item.sha256 else stamp.get("archive") == item.archive
-    return same and verify(item, os.path.join(root, item.home)) is None
 
 
 def make_sure_of_writing(due: list[Part], root: str) -> None:
@@ -240,24 +161,6 @@ def make_sure_of_space(root: str, download: Download, factor: float) -> None:
         )
 
 
-def put_in_place(new: str, final: str) -> None:
-    """Make folder `new` the folder `final` in one step; what was there before is then at `new`."""
-    os.makedirs(os.path.dirname(final), mode=0o755, exist_ok=True)
-    if not os.path.lexists(final):
-        os.rename(new, final)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(final), RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), final)
-
-
-def staging_of(root: str, url: str, items: list[Part]) -> str:
-    """Folder in which an archive is unpacked; the same for the same work, so that a later run finds it."""
-    work = json.dumps([url, sorted(item.member for item in items)])
-    return os.path.join(root, STAGING + hashlib.sha256(work.encode()).hexdigest()[:12])
-
-
 def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> None:
     """Bring the archive at `url` and put the folders of `items` in place. Raises DatabundleError and DownloadError.
 
@@ -268,9 +171,7 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
     try:
         stamp = unpack(items, staging, download, options)
         for item in items:
-            with open(os.path.join(staging, item.member, STAMP), "w", encoding="utf-8") as handle:
-                json.dump({"part": item.label, **stamp}, handle, indent=1, sort_keys=True)
-                handle.write("\n")
+            write_json(os.path.join(staging, item.member, STAMP), {"part": item.label, **stamp})
         sync(staging)  # a rename must not reach the disk before the data
         for item in items:
             put_in_place(os.path.join(staging, item.member), item.folder(root))
@@ -289,6 +190,8 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
 def unpack(items: list[Part], staging: str, download: Download, options: dict[str, Any]) -> dict[str, Any]:
     """Unpack the archive into `staging`, check what came, and return what the stamp is to say."""
     first, url = items[0], download.url
+    if first.bytes and download.size not in (None, first.bytes):
+        raise DownloadError(f"{url}: {download.size} bytes long, expected {first.bytes}")
     checkpoints = Checkpoints(staging, download)
     point = checkpoints.read()
     if not point:
@@ -309,8 +212,10 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         compare_with_first(options["checksums"], first.archive, sha256)
     for item in items:
         if fault := verify(item, staging):
-            raise DatabundleError(f"{url}: not the data of {item.label}: {fault}")
-    compare(unpacker.count, items, staging, url)
+            other = f"; the archive holds {', '.join(sorted(unpacker.others))}" if unpacker.others else ""
+            raise DatabundleError(f"{url}: not the data of {item.label}: {fault}{other}")
+    found = [measure(os.path.join(staging, item.member)) for item in items]
+    compare({key: sum(one[key] for one in found) for key in unpacker.count}, unpacker.count, url)
     stamp: dict[str, Any] = {
         "archive": first.archive,
         "sha256": sha256,
@@ -318,20 +223,6 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         "source": url,
     }
     return {**stamp, **unpacker.count}
-
-
-def compare(count: dict[str, int], items: list[Part], staging: str, url: str) -> None:
-    """Raise DatabundleError when on the disk are not as many files and bytes as came out of the archive."""
-    found = {"files": 0, "unpacked_bytes": 0}
-    for item in items:
-        for folder, _folders, files in os.walk(os.path.join(staging, item.member)):
-            for name in files:
-                about = os.lstat(os.path.join(folder, name))
-                if stat.S_ISREG(about.st_mode):
-                    found["files"] += 1
-                    found["unpacked_bytes"] += about.st_size
-    if found != count:
-        raise DatabundleError(f"{url}: unpacked {count}, but on the disk are {found}; nothing was put in place")
 
 
 def looks_like(url: str, options: dict[str, Any]) -> str | None:
@@ -364,14 +255,14 @@ def source(item: Part, mirror_url: str | None) -> str:
         raise DatabundleError(
             f"{item.archive} ({item.label}): no public address is known; set pcgr_mirror_url to a folder that has it"
         )
-    return item.url
+    return str(item.url)
 
 
 def bring(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     root, mirror = params["root"], params["mirror_url"]
-    download = {"timeout": params["timeout"], "attempts": params["attempts"]}
+    download = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
     parts, unknown = with_checksums(plan(params["release"], params["assemblies"]), mirror, download)
     due = [item for item in parts if not is_current(item, root)]
     make_sure_of_writing(due, root)
@@ -380,8 +271,15 @@ def bring(module: AnsibleModule) -> None:
             raise DatabundleError(unknown)
         module.warn(f"checksums could not be compared: {unknown}")
     jobs: dict[str, list[Part]] = {}
+    seeds: list[tuple[Part, str]] = []
     for item in due:
-        jobs.setdefault(source(item, mirror), []).append(item)
+        folder, fault = find_seed(item, params["seed"]) if params["seed"] else (None, None)
+        if fault:
+            module.warn(fault)
+        if folder:
+            seeds.append((item, folder))
+        else:
+            jobs.setdefault(source(item, mirror), []).append(item)
     if due and not module.check_mode:
         options = {
             "download": download | {"connections": params["connections"]},
@@ -396,6 +294,8 @@ def bring(module: AnsibleModule) -> None:
                 if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
                     shutil.rmtree(path)
             try:
+                for item, folder in seeds:
+                    adopt(item, root, folder)
                 for url, items in jobs.items():
                     install(items, root, url, options)
             finally:
@@ -406,7 +306,7 @@ def bring(module: AnsibleModule) -> None:
             "part": item.label,
             "path": item.folder(root),
             "archive": item.archive,
-            "sha256": read_stamp(item.folder(root)).get("sha256")
+            "sha256": read_json(item.stamp(root)).get("sha256")
             if not (module.check_mode and item in due)
             else item.sha256,
             "brought": item in due,
@@ -424,6 +324,8 @@ def main() -> None:
             "release": {"type": "dict", "required": True},
             "assemblies": {"type": "list", "elements": "str", "required": True},
             "mirror_url": {"type": "str"},
+            "signed": {"type": "dict", "default": {}, "no_log": True},
+            "seed": {"type": "path"},
             "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
             "connections": {"type": "int", "default": 6},
             "timeout": {"type": "int", "default": 60},

@@ -64,15 +64,23 @@ class Mirror:
         self.before_answer: Callable[[], None] = lambda: None
         self.requests: list[tuple[str, str | None]] = []
         self.errors: list[int] = []
+        self.refusal = b""  # body of an answer 403 to everything
+        self.type = "application/octet-stream"
         mirror = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                name = self.path.lstrip("/")
+                name = self.path.lstrip("/").partition("?")[0]
                 asked = self.headers.get("Range")
                 mirror.requests.append((name, asked))
                 if mirror.errors:
                     self.send_error(mirror.errors.pop(0))
+                    return
+                if mirror.refusal:
+                    self.send_response(403)
+                    self.send_header("Content-Length", str(len(mirror.refusal)))
+                    self.end_headers()
+                    self.wfile.write(mirror.refusal)
                     return
                 if name not in mirror.files:
                     self.send_error(404)
@@ -93,6 +101,7 @@ class Mirror:
                 body = whole[first : last + 1]
                 self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()[:8]}"')
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Type", mirror.type)
                 self.end_headers()
                 cuts = mirror.cut_after.get(name) if len(body) > 1 else None
                 body = body[: cuts.pop(0)] if cuts else body
