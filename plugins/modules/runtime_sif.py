@@ -261,7 +261,6 @@ def bring(path: str, url: str, sha256: str, registry: Registry | None, options: 
     if head[SIF_MAGIC_AT:] != SIF_MAGIC:
         os.unlink(part)
         raise SifError(f"{url}: has the expected sha256, but is no Apptainer image; it begins with {head[:16]!r}")
-    os.chmod(part, 0o644)
     sync(os.path.dirname(path))
     os.replace(part, path)
 

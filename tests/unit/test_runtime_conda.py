@@ -151,6 +151,7 @@ def test_environments_work_and_are_recorded(site: Site) -> None:
     assert len(image.name) == 16
     assert site.left() == [image.name]
     prefix = image / "envs/pcgr"
+    assert not (prefix / "CACHEDIR.TAG").exists()
     assert output(prefix / "bin/hello") == "hello from Python\n"
     assert output(prefix / "bin/phello") == "hello from Perl\n"
     assert (image / "envs/pcgrr/lib/R/library/hello/DESCRIPTION").read_text().endswith(f"in {image}/envs/pcgrr\n")
