@@ -288,6 +288,11 @@ def last_line(err: str, out: str, code: int) -> str:
     return lines[-1].strip() if lines else f"exit code {code}"
 
 
+def arrivals(image: str) -> str:
+    """Folder in which the packages of `image` arrive."""
+    return os.path.join(os.path.dirname(image), f".packages-{os.path.basename(image)}")
+
+
 def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]]) -> None:
     """Make the folder `image` with an environment per lock, stamped last."""
     params = module.params
@@ -295,7 +300,7 @@ def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]])
         name: read_lock(lock, params["mirror_url"], {"timeout": params["timeout"], "attempts": params["attempts"]})
         for name, lock in locks.items()
     }
-    folder = os.path.join(params["path"], f".packages-{os.path.basename(image)}")
+    folder = arrivals(image)
     cache = os.path.join(folder, "unpacked")
     shutil.rmtree(image, ignore_errors=True)
     shutil.rmtree(cache, ignore_errors=True)
@@ -320,7 +325,6 @@ def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]])
         raise
     sync(image)  # the stamp must not reach the disk before what it is about
     write_json(os.path.join(image, STAMP), {"locks": {name: lock["sha256"] for name, lock in locks.items()}})
-    shutil.rmtree(folder)
 
 
 def name_of(locks: dict[str, dict[str, Any]]) -> str:
@@ -343,12 +347,15 @@ def provide(module: AnsibleModule) -> None:
     }
     due = read_json(os.path.join(image, STAMP)).get("locks") != wanted["locks"]
     changed = due or read_json(params["record"]) != wanted
-    if changed and not module.check_mode:
+    # A cut after the stamp leaves the packages.
+    if (changed or os.path.exists(arrivals(image))) and not module.check_mode:
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
         with alone(params["path"]):
             if due:
                 install(module, image, locks)
-            write_json(params["record"], wanted)
+            if changed:
+                write_json(params["record"], wanted)
+            shutil.rmtree(arrivals(image), ignore_errors=True)
     old = others(params["path"], image) if params["prune"] else []
     if old and not module.check_mode:
         with alone(params["path"]):

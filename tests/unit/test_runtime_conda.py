@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -92,16 +96,20 @@ class Site:
             entries[name] = {"file": f"{name}.lock", "url": f"{self.url}/{name}.lock", "sha256": sha256}
         return entries
 
-    def provide(self, **more: Any) -> dict[str, Any]:
-        arguments = {
+    def arguments(self, **more: Any) -> dict[str, Any]:
+        """The module's arguments, with locks written now unless they are given."""
+        return {
+            "locks": more.get("locks") or self.locks(),
             "conda_mirror_url": self.url,
             "path": str(self.folder / "opt"),
             "record": str(self.folder / "etc/runtime.json"),
             "linker": str(self.linker),
             "attempts": 1,
+            **more,
         }
-        more.setdefault("locks", None)
-        answer = run("runtime_conda", **arguments | more | {"locks": more["locks"] or self.locks()})
+
+    def provide(self, **more: Any) -> dict[str, Any]:
+        answer = run("runtime_conda", **self.arguments(**more))
         print(answer.get("msg", ""))  # pytest shows it when a test fails
         return answer
 
@@ -312,6 +320,42 @@ def test_cut_while_linking_leaves_the_old_runtime_in_use(site: Site) -> None:
     assert output(Path(first) / "envs/pcgr/bin/hello") == "hello from Python\n"
     site.linker.write_text(good)
     assert site.provide()["image"] != first
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_leaves_the_old_runtime_in_use_or_the_new_one(site: Site) -> None:
+    first = site.provide()["image"]
+    site.lines["pcgrr"].append(package(site.channel, "r-more", {"lib/R/library/more/x": b"x"}, noarch="generic"))
+    locks = site.locks()
+    second = site.provide(check=True, locks=locks)["image"]
+    arguments = site.arguments(locks=locks)
+    program = f"from tests.unit.module_runner import run; print(run('runtime_conda', **{arguments!r}))"
+    seen = set()
+    chance = random.Random(1)  # the moments are others on every machine all the same
+    for _ in range(20):
+        shutil.rmtree(second, ignore_errors=True)
+        shutil.rmtree(site.folder / "opt" / f".packages-{Path(second).name}", ignore_errors=True)
+        write_record(site, first)
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
+        while process.poll() is None and not list((site.folder / "opt").glob(".packages-*")):
+            time.sleep(0.005)  # what comes before this has nothing to lose
+        time.sleep(chance.uniform(0, 1))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        used = site.record()["image"]
+        assert used in (first, second)
+        assert output(Path(used) / "envs/pcgr/bin/hello") == "hello from Python\n"
+        assert (Path(used) / "envs/pcgrr/lib/R/library/more/x").exists() == (used == second)
+        seen.add(used)
+        assert site.provide(locks=locks)["image"] == second
+        assert site.left() == sorted([Path(first).name, Path(second).name])
+    assert first in seen
+
+
+def write_record(site: Site, image: str) -> None:
+    """Let the record name the runtime at `image`, as before a change of release."""
+    (site.folder / "etc/runtime.json").write_text(json.dumps({"kind": "conda", "image": image}))
 
 
 HOOK = "bin/.bioconductor-genome-post-link.sh"
