@@ -90,10 +90,14 @@ def plan(release: dict[str, Any], assemblies: Iterable[str]) -> list[Part]:
 def archive_of(release: dict[str, Any], archives: dict[str, Any], assembly: str, what: str) -> dict[str, Any]:
     """File name, address and checksum of an assembly's archive; raises DatabundleError when the release names none."""
     entry = archives.get(assembly) or {}
-    if not entry.get("file"):
+    drive = entry.get("gdrive_id")
+    name = entry.get("file") or (
+        f"{drive}.tgz" if drive else None
+    )  # what it is called in the Drive is not known of all
+    if not name:
         raise DatabundleError(f"release {release['release']}: no archive of the {what} is known for {assembly}")
-    url = entry.get("url") or (f"gdrive:{entry['gdrive_id']}" if entry.get("gdrive_id") else None)
-    return {"archive": entry["file"], "url": url, "bytes": entry.get("bytes"), "sha256": entry.get("sha256")}
+    url = entry.get("url") or (f"gdrive:{drive}" if drive else None)
+    return {"archive": name, "url": url, "bytes": entry.get("bytes"), "sha256": entry.get("sha256")}
 
 
 def verify(item: Part, base: str) -> str | None:

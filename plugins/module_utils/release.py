@@ -96,7 +96,29 @@ def _read_release(name: str, folder: Path) -> dict[str, Any]:
                 f"{path}: {part}.archives: found {sorted(archives)}, "
                 f"allowed {sorted(release['assemblies'])}, as in assemblies"
             )
+    _check_pairs(release, path)
     return release
+
+
+def _check_pairs(release: dict[str, Any], path: Path) -> None:
+    """PCGR refuses a bundle of another date and a cache of another VEP: what the file names must belong together."""
+    bundle, vep = release["bundle"], release["vep"]
+    pairs = [("bundle", str(bundle["date"]), r"\.(\d{8})\."), ("vep", str(vep["release"]), r"_vep_(\d+)_")]
+    for part, wanted, pattern in pairs:
+        for assembly, archive in release[part]["archives"].items():
+            for field in ("file", "url"):
+                found = re.search(pattern, archive.get(field) or "")
+                if found and found[1] != wanted:
+                    raise ReleaseError(
+                        f"{path}: {part}.archives.{assembly}.{field}: found {found[1]} in {archive[field]!r}, "
+                        f"allowed {wanted}, as {part}.{'date' if part == 'bundle' else 'release'} says"
+                    )
+    packaged = vep["packaged"]
+    if packaged and packaged.partition(".")[0] != str(vep["release"]):
+        raise ReleaseError(
+            f"{path}: vep.packaged: found {packaged}, allowed {vep['release']}.x: "
+            f"VEP {packaged} cannot read a cache of release {vep['release']}"
+        )
 
 
 def _chain(name: str, folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 import pytest
 import requests
+import yaml
 from ansible.errors import AnsibleError
 from moto.server import ThreadedMotoServer
 
-from tests.unit.module_runner import load, run
+from plugins.module_utils.release import list_releases
+from tests.unit.module_runner import ROOT, load, run
 from tests.unit.test_databundle import BUNDLE, DATE, VEP, Mirror, archive, bring, mirror, refused, release, tree
 
 __all__ = ["mirror"]  # a fixture
@@ -152,6 +155,15 @@ def test_google_drives_page_instead_of_the_file(
     wanted = from_drive(mirror, monkeypatch, {"1tOyPmzgXkSZjPJQOojFQxUP8JlQuQqLq": page})
     mirror.type = "text/html; charset=utf-8"
     refused(bring(tmp_path, None, release=wanted), tmp_path, "gdrive:1tOy", "Google Drive - Quota exceeded")
+
+
+@pytest.mark.parametrize("name", [n for n in list_releases() if n != "rehearsal"])
+def test_every_release_says_where_its_data_are(name: str) -> None:
+    data = load("module_utils.reference_data")
+    wanted = yaml.safe_load((ROOT / f"releases/{name}.yml").read_text())
+    parts = data.plan(wanted, wanted["assemblies"])
+    assert all(re.match(r"https?://|gdrive:[\w-]{20,}$", part.url) for part in parts)
+    assert len({part.archive for part in parts}) == len(parts)
 
 
 def test_address_of_google_drive() -> None:

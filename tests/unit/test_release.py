@@ -95,6 +95,25 @@ def test_newest_is_the_newest_supported(folder: Path) -> None:
         releases.newest_supported(folder)
 
 
+@pytest.mark.parametrize(
+    ("found", "replacement", "words"),
+    [
+        ('date: "20260620"', 'date: "20250314"', ["bundle.archives.grch38.file", "20260620", "allowed 20250314"]),
+        (
+            "pcgr/pcgr_ref_data.20260620.grch37",
+            "pcgr/pcgr_ref_data.20250314.grch37",
+            ["grch37.url", "20250314", "20260620"],
+        ),
+        ("release: 115", "release: 113", ["vep.archives.grch38.file", "found 115", "allowed 113"]),
+        ('packaged: "115.1"', 'packaged: "114.0"', ["vep.packaged", "114.0", "115.x"]),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(folder: Path, found: str, replacement: str, words: list[str]) -> None:
+    edit(folder / "2.3.2.yml", found, replacement)
+    told = refusal(folder, "2.3.2")
+    assert all(word in told for word in words), told
+
+
 def test_releases_that_share_a_bundle_or_cache_name_the_same_archives() -> None:
     shared: dict[tuple[str, Any], list[Any]] = defaultdict(list)
     for name in NAMES:
