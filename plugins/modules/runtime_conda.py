@@ -36,8 +36,12 @@ options:
     type: dict
     required: true
   mirror_url:
-    description: Folder with the lock files and C(SHA256SUMS), as C(http://), C(https://) or C(file://), used in place of each lock's C(url).
+    description: Folder with the lock files and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://), used in place of each lock's C(url).
     type: str
+  signed:
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    type: dict
+    default: {}
   conda_mirror_url:
     description:
       - Address that takes the place of what precedes C(<channel>/<platform>/<file>) in the addresses of packages.
@@ -98,6 +102,7 @@ removed:
 """
 
 import concurrent.futures
+import glob
 import hashlib
 import json
 import os
@@ -176,16 +181,15 @@ def parse(text: str, where: str) -> list[Package]:
     return packages
 
 
-def with_checksums(module: AnsibleModule) -> dict[str, dict[str, Any]]:
+def with_checksums(params: dict[str, Any], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The locks, each with a SHA-256; raises CondaError when one has none."""
-    params = module.params
     sums: dict[str, str] | None = None
     known = {}
     for name, lock in sorted(params["locks"].items()):
         sha256 = lock.get("sha256")
         if not sha256 and params["mirror_url"]:
             if sums is None:
-                sums = mirror_checksums(params["mirror_url"], timeout=params["timeout"], attempts=params["attempts"])
+                sums = mirror_checksums(params["mirror_url"], **options)
             sha256 = sums.get(lock["file"])
         if not sha256:
             where = (
@@ -244,6 +248,7 @@ def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: st
     code, out, err = module.run_command([params["linker"]], data=json.dumps(work))
     if code:
         raise CondaError(last_line(err, out, code))
+    compile_python(module, prefix)
     scripts = [
         (package, script)
         for package in packages
@@ -271,6 +276,16 @@ def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: st
             raise CondaError(f"{package.file}: its post-link script failed: {last_line(err, out, code)}")
 
 
+def compile_python(module: AnsibleModule, prefix: str) -> None:
+    """Compile Python packages, as conda does: those who run them may not write here, and would compile them every time."""
+    python = os.path.join(prefix, "bin/python")
+    for folder in glob.glob(os.path.join(glob.escape(prefix), "lib/python3*/site-packages")):
+        if os.path.exists(python):
+            # By hash and not by time, which a copy may not keep. Templates and the like that cannot be compiled do no harm.
+            options = ["-q", "-j", "0", "--invalidation-mode", "checked-hash"]
+            module.run_command([python, "-I", "-m", "compileall", *options, folder])
+
+
 def prefer_mirror(path: str, mirror_url: str) -> None:
     """Let the data packages' post-link scripts look on the mirror first; they check what they get."""
     if not os.path.exists(path):
@@ -293,13 +308,10 @@ def arrivals(image: str) -> str:
     return os.path.join(os.path.dirname(image), f".packages-{os.path.basename(image)}")
 
 
-def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]]) -> None:
+def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
     """Make the folder `image` with an environment per lock, stamped last."""
     params = module.params
-    packages = {
-        name: read_lock(lock, params["mirror_url"], {"timeout": params["timeout"], "attempts": params["attempts"]})
-        for name, lock in locks.items()
-    }
+    packages = {name: read_lock(lock, params["mirror_url"], options) for name, lock in locks.items()}
     folder = arrivals(image)
     cache = os.path.join(folder, "unpacked")
     shutil.rmtree(image, ignore_errors=True)
@@ -337,7 +349,8 @@ def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     os.umask(0o022)  # other users run what is made here, however careful root is
-    locks = with_checksums(module)
+    options = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
+    locks = with_checksums(params, options)
     image = os.path.join(params["path"], name_of(locks))
     wanted = {
         "kind": "conda",
@@ -352,7 +365,7 @@ def provide(module: AnsibleModule) -> None:
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
         with alone(params["path"]):
             if due:
-                install(module, image, locks)
+                install(module, image, locks, options)
             if changed:
                 write_json(params["record"], wanted)
             shutil.rmtree(arrivals(image), ignore_errors=True)
@@ -371,6 +384,7 @@ def main() -> None:
             "path": {"type": "path", "default": "/opt/pcgr-runtime"},
             "locks": {"type": "dict", "required": True},
             "mirror_url": {"type": "str"},
+            "signed": {"type": "dict", "default": {}, "no_log": True},
             "conda_mirror_url": {"type": "str"},
             "post_link": {"type": "str", "choices": ["run", "refuse"], "default": "run"},
             "linker": {"type": "path", "required": True},

@@ -29,8 +29,12 @@ options:
     description: File name of an archive on the mirror, as C(docker save) writes it, to load instead of pulling.
     type: str
   mirror_url:
-    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://) or C(file://). Needed for O(archive).
+    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
     type: str
+  signed:
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    type: dict
+    default: {}
   registry_mirror:
     description: Host, with port and path where needed, that is asked in place of the registry in O(reference).
     type: str
@@ -199,7 +203,7 @@ def pinned(reference: str, digest: str | None) -> str:
 def load(docker: Docker, params: dict[str, Any], sha256: str | None) -> str:
     """Download the archive, check it, load it; return its SHA-256. The archive does not stay."""
     url = address(params["mirror_url"], params["archive"])
-    options = {"timeout": params["timeout"], "attempts": params["attempts"]}
+    options = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
     with tempfile.TemporaryDirectory(dir=params["scratch"], prefix=".pcgr-image-") as folder:
         path = os.path.join(folder, "image.tar")
         found: str = save(url, path, sha256, **options)
@@ -314,7 +318,12 @@ def known(docker: Docker, name: str) -> str:
 def checksum(params: dict[str, Any]) -> tuple[str | None, str | None]:
     """The archive's checksum on the mirror, and why it is not known when it is not."""
     try:
-        sums = mirror_checksums(params["mirror_url"], timeout=params["timeout"], attempts=params["attempts"])
+        sums = mirror_checksums(
+            params["mirror_url"],
+            timeout=params["timeout"],
+            attempts=params["attempts"],
+            signed=params["signed"],
+        )
     except DownloadError as error:
         return None, str(error)
     if params["archive"] not in sums:
@@ -330,6 +339,7 @@ def main() -> None:
             "digest": {"type": "str"},
             "archive": {"type": "str"},
             "mirror_url": {"type": "str"},
+            "signed": {"type": "dict", "default": {}, "no_log": True},
             "registry_mirror": {"type": "str"},
             "path": {"type": "path", "default": "/opt/pcgr-runtime"},
             "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},

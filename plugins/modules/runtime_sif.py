@@ -32,8 +32,12 @@ options:
     description: File name of the image on the mirror, to take in place of O(reference).
     type: str
   mirror_url:
-    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://) or C(file://). Needed for O(archive).
+    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
     type: str
+  signed:
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    type: dict
+    default: {}
   sha256:
     description: The image must have this checksum.
     type: str
@@ -270,7 +274,7 @@ def provide(module: AnsibleModule) -> None:
     params = module.params
     os.umask(0o022)  # other users run what is brought here, however careful root is
     before = read_json(params["record"])
-    options = {"timeout": params["timeout"], "attempts": params["attempts"]}
+    options = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
     sha256, url, registry = expected(module, before, options)
     image = os.path.join(params["path"], f"{sha256[:16]}.sif")
     wanted = {
@@ -302,6 +306,7 @@ def main() -> None:
             "reference": {"type": "str"},
             "archive": {"type": "str"},
             "mirror_url": {"type": "str"},
+            "signed": {"type": "dict", "default": {}, "no_log": True},
             "sha256": {"type": "str"},
             "registry_mirror": {"type": "str"},
             "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},

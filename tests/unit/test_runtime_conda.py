@@ -59,7 +59,13 @@ class Site:
         perl = f'#!/bin/sh\nexec /usr/bin/perl -I{PREFIX}/lib/perl5 "$@"\n'
         binary = b"\x7fELF\0" + PREFIX.encode() + b"/share/db\0" + b"tail\0"
         return [
-            package(self.channel, "python", {"bin/python3.12": python.encode()}, version="3.12.3"),
+            package(
+                self.channel,
+                "python",
+                {"bin/python3.12": python.encode()},
+                version="3.12.3",
+                links={"bin/python": "python3.12"},
+            ),
             package(self.channel, "perl", {"bin/perl": perl.encode()}, version="5.32.1", kind="tar.bz2"),
             package(
                 self.channel,
@@ -162,6 +168,8 @@ def test_environments_work_and_are_recorded(site: Site) -> None:
     assert not (prefix / "CACHEDIR.TAG").exists()
     assert output(prefix / "bin/hello") == "hello from Python\n"
     assert output(prefix / "bin/phello") == "hello from Perl\n"
+    (compiled,) = (prefix / "lib/python3.12/site-packages/__pycache__").glob("hello.*.pyc")
+    assert compiled.read_bytes()[4] == 3  # compared by the source's hash (PEP 552)
     assert (image / "envs/pcgrr/lib/R/library/hello/DESCRIPTION").read_text().endswith(f"in {image}/envs/pcgrr\n")
     binary = (prefix / "lib/libdb.so").read_bytes()
     assert binary.startswith(b"\x7fELF\0" + str(prefix).encode() + b"/share/db\0\0")
@@ -268,6 +276,13 @@ def test_lock_without_checksum_needs_a_mirrors(site: Site) -> None:
     site.refused(site.provide(locks=locks, mirror_url=site.url), "lock pcgrr (pcgrr.lock)", "SHA256SUMS")
     (site.mirror / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}.lock\n" for name in sums))
     assert site.provide(locks=locks, mirror_url=site.url)["changed"] is True
+
+
+def test_locks_from_a_bucket(site: Site) -> None:
+    locks = site.locks()
+    site.refused(site.provide(locks=locks, mirror_url="s3://site"), "s3://site/pcgr.lock", "signed")
+    signed = {f"s3://site/{name}.lock": f"{site.url}/{name}.lock?X-Amz-Signature=secret" for name in locks}
+    assert site.provide(locks=locks, mirror_url="s3://site", signed=signed)["changed"] is True
 
 
 @pytest.mark.parametrize(

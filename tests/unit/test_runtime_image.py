@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.module_runner import load, run
+from tests.unit.test_databundle import Mirror
 
 REFERENCE = "umccr/tool:1"
 # images: {reference: id}; "registry" holds the id that every name has there, "repository" where all images came from, and
@@ -258,3 +259,15 @@ def test_check_mode_with_and_without_docker(docker: Path, tmp_path: Path, monkey
 
 def test_archive_without_a_mirror(docker: Path, tmp_path: Path) -> None:
     assert "pcgr_mirror_url" in provide(tmp_path, archive="image.tar")["msg"]
+
+
+def test_archive_in_a_bucket(docker: Path, tmp_path: Path) -> None:
+    server = Mirror()
+    server.files = {"image.tar": f"{REFERENCE} {ID}\n".encode()}
+    server.sums()
+    source = {"archive": "image.tar", "mirror_url": "s3://site"}
+    assert "s3://site/SHA256SUMS" in provide(tmp_path, **source)["msg"]
+    signed = {f"s3://site/{name}": f"{server.url}/{name}" for name in server.files}
+    assert provide(tmp_path, signed=signed, **source)["image"] == ID
+    server.server.shutdown()
+    server.server.server_close()

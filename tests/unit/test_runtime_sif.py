@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.unit.module_runner import load, run
+from tests.unit.test_databundle import Mirror
 
 REFERENCE = "oras://registry.example.org/sigven/pcgr:1.singularity"
 LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
@@ -308,3 +309,16 @@ def test_full_disk(registry: Registry, tmp_path: Path, monkeypatch: pytest.Monke
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=1000))
     refused(tmp_path, provide(tmp_path, registry), "1000 bytes free", f"{len(registry.image)} bytes to come")
+
+
+def test_file_in_a_bucket(tmp_path: Path) -> None:
+    image = sif(b"a")
+    server = Mirror()
+    server.files = {"pcgr.sif": image}
+    server.sums()
+    source = {"archive": "pcgr.sif", "mirror_url": "s3://site"}
+    refused(tmp_path, provide(tmp_path, **source), "s3://site/SHA256SUMS", "signed")
+    signed = {f"s3://site/{name}": f"{server.url}/{name}" for name in server.files}
+    assert provide(tmp_path, signed=signed, **source)["changed"] is True
+    server.server.shutdown()
+    server.server.server_close()
