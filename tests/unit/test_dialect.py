@@ -151,6 +151,18 @@ def test_an_option_of_another_release_is_refused(release: str, toml: str, option
     assert f"pcgr.{option}: found an unknown key" in refused(f"[pcgr]\n{toml}", release=release)
 
 
+@pytest.mark.parametrize(
+    ("release", "command", "named"),
+    [("2.3.2", "pcgr", True), ("2.3.2", "cpsr", True), ("1.2.0", "pcgr", True), ("1.1.0", "pcgr", False)],
+)
+def test_the_prefix_of_the_r_packages_is_named_where_the_release_knows_the_option(
+    release: str, command: str, named: bool
+) -> None:
+    items = argv(release=release, command=command, pcgrr_conda="/opt/pcgr-runtime/0/envs/pcgrr")
+    assert (("--pcgrr_conda", "/opt/pcgr-runtime/0/envs/pcgrr") in pairs(items)) is named
+    assert "--pcgrr_conda" not in argv(release=release, command=command)  # control: an image has its own
+
+
 def test_inside_its_container_1_0_must_not_look_for_docker() -> None:
     assert "--no_docker" in argv(release="1.0.3")
     assert "--no_docker" not in argv(release="1.1.0")

@@ -79,6 +79,12 @@ def test_which_releases_there_are() -> None:
     assert [name for name in NAMES if raw(name)["status"] == "refused"] == ["2.3.0"]
 
 
+def test_whose_command_starts_docker_itself_offers_data_only() -> None:
+    for name in NAMES:
+        host = releases.load_dialect(raw(name)["dialect"])["runs_in"] == "host"
+        assert host is (raw(name)["status"] == "data_only"), name
+
+
 def test_newest_is_the_newest_supported(folder: Path) -> None:
     assert releases.newest_supported() == "2.3.2"
     assert releases.load_release("newest")["release"] == "2.3.2"

@@ -34,11 +34,15 @@ PACE = worker.Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)
 KEY = "in/demo-000001-somatic.tar.gz"
 
 # The tool of most tests: it says what it ran on, then does as its mode says. $1 mode, $2 inputs, $3 prefix of the outputs.
+# It reports as PCGR 2 does; "old" as PCGR 1.4, "older" as 1.0.
 TOOL = r"""
 echo "pcgr starts"
-report() { for end in .conf.yaml .xlsx .html; do cat "$2"/*.vcf* | cksum > "$3$end"; done; }
+report() { for end in ${4:-.conf.yaml .xlsx .html}; do cat "$2"/*.vcf* | cksum > "$3$end"; done; }
 case "$1" in
   good) report "$@"; mkdir "$(dirname "$3")/sub"; chmod 0 "$(dirname "$3")/sub"; echo "Finished PCGR!"; echo "Finished CPSR!" ;;
+  old) report "$1" "$2" "$(echo "$3" | sed s/.pcgr./.pcgr_acmg./)" ".vcf.gz .html .flexdb.html"; echo "Finished PCGR!" ;;
+  older) report "$1" "$2" "$(echo "$3" | sed s/.pcgr./.pcgr_acmg./)" ".vcf.gz .html .flexdb.html"
+    echo "2022-05-24 10:00:00 - pcgr-writer - INFO - Finished" ;;
   long) report "$@"; sleep 3; echo "Finished PCGR!" ;;
   hang) sleep 60 ;;
   lies) echo "Error in validation: nothing works" ;;
@@ -52,9 +56,9 @@ esac
 
 
 @cache
-def release() -> dict[str, Any]:
-    """The rehearsal release, as release.json has it on a machine."""
-    return load_release("rehearsal")
+def release(name: str = "rehearsal") -> dict[str, Any]:
+    """A release, as release.json has it on a machine."""
+    return load_release(name)
 
 
 class ScriptedRuntime:
@@ -184,6 +188,7 @@ class World:
         for name in ("work", "log", "state"):
             (folder / name).mkdir()
         self.runtime = ScriptedRuntime()
+        self.release = "rehearsal"
         self.settings = Settings(
             release_file=folder / "release.json",
             runtime_file=folder / "runtime.json",
@@ -203,7 +208,7 @@ class World:
     def context(self, **changes: Any) -> Context:
         image = Image("docker", "sha256:" + "0" * 64, "umccr/pcgr-rehearsal:2.3.2", None)
         settings = replace(self.settings, **changes)
-        return Context(settings, release(), image, self.runtime, self.store(), host="test")
+        return Context(settings, release(self.release), image, self.runtime, self.store(), host="test")
 
     def worker(self, **changes: Any) -> worker.Worker:
         return worker.Worker(self.context(**changes), self.queue(), PACE)

@@ -153,7 +153,7 @@ def test_after_kill_9_the_next_start_clears_up_and_finishes(machine: Machine, ma
     second = machine.start()
     output, _ = second.communicate(timeout=40)
     assert second.returncode == 0, output
-    assert "killed the leftover container pcgr-" in output
+    assert "killed the leftover run pcgr-" in output
     assert "wiping the leftover folder" in output
     assert machine.containers() == []
     assert list((machine.folder / "work").iterdir()) == []

@@ -34,6 +34,7 @@ def test_a_good_sample_comes_back(world: Any, make: Any) -> None:
     assert told["input"]["key"] == make.KEY
     assert told["command"][0] == "pcgr"
     assert told["bundle"] == {"date": "20260620"}
+    assert told["image"] == {"kind": "docker", "reference": "umccr/pcgr-rehearsal:2.3.2", "id": "sha256:" + "0" * 64}
     assert told["started"] < told["finished"]
     note = json.loads(running[0] or b"")
     assert (note["sample"], note["attempt"]) == ("demo-000001-somatic", told["attempt"])
@@ -75,6 +76,27 @@ def test_success_is_looked_at(world: Any, make: Any, mode: str, said: str) -> No
     assert world.result() is None
     assert world.clean()
     assert len(list(world.settings.log_dir.glob("demo-000001-somatic-*.log"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("release", "mode", "said"),
+    [
+        ("1.4.1", "old", None),
+        ("1.4.1", "good", "no demo-000001-somatic.pcgr_acmg.grch38.vcf.gz"),
+        ("1.0.3", "older", None),
+        ("1.0.3", "old", "no closing line 'pcgr-writer - INFO - Finished'"),
+        ("2.0.0", "old", "no demo-000001-somatic.pcgr.grch38.conf.yaml"),
+    ],
+)
+def test_what_success_looks_like_depends_on_the_release(
+    spool: Any, make: Any, release: str, mode: str, said: str | None
+) -> None:
+    spool.release = release
+    spool.runtime.modes = [mode]
+    spool.put(make.tarball())
+    assert spool.settle() == ["failed" if said else "done"]
+    if said:
+        assert said in spool.report()["reason"]
 
 
 def test_the_tool_may_not_run_for_ever(world: Any, make: Any) -> None:

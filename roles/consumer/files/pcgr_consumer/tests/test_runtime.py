@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from pcgr_consumer import imds
 from pcgr_consumer.config import Image
+from pcgr_consumer.docker import DockerRuntime
 from pcgr_consumer.model import Transient
-from pcgr_consumer.runtime import DockerRuntime, Job, log_tail, supervise
+from pcgr_consumer.runtime import Job, log_tail, supervise
 
 # Stands in for docker: says what it was called with, keeps one file per container, and runs as the file `mode` says.
 DOCKER = r"""#!/bin/sh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pcgr_consumer.config import SettingsError, read_image, read_release, read_settings
@@ -91,18 +92,65 @@ def test_a_missing_file_is_refused_with_one_line(tmp_path: Path) -> None:
             read(tmp_path / "nothing")
 
 
+SUM = "a" * 64
+RUNTIMES = {
+    "docker": {"kind": "docker", "image": f"sha256:{SUM}", "reference": "r", "digest": None},
+    "apptainer": {
+        "kind": "apptainer",
+        "image": "/opt/pcgr-runtime/0123456789abcdef.sif",
+        "sha256": SUM,
+        "reference": "r",
+    },
+    "conda": {
+        "kind": "conda",
+        "image": "/opt/pcgr-runtime/0123456789abcdef",
+        "prefixes": {"pcgr": "/opt/pcgr-runtime/0123456789abcdef/envs/pcgr", "pcgrr": "/opt/pcgr-runtime/0/envs/pcgrr"},
+        "locks": {"pcgr": SUM, "pcgrr": SUM},
+    },
+}
+
+
+@pytest.mark.parametrize("record", RUNTIMES.values(), ids=RUNTIMES)
+def test_the_record_of_each_kind_of_runtime_is_read(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = tmp_path / "runtime.json"
+    path.write_text(json.dumps(record))
+    image = read_image(path)
+    assert (image.kind, image.image) == (record["kind"], record["image"])
+    assert dict(image.prefixes) == record.get("prefixes", {})
+    told = image.provenance()
+    assert told["id"] == record["image"]
+    assert told.items() >= {key: record[key] for key in ("kind", "sha256", "locks") if key in record}.items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("docker", {"kind": "lxc"}, "kind: found 'lxc', allowed: docker, apptainer, conda"),
+        ("docker", {"image": "--privileged"}, "image: found '--privileged'"),
+        ("apptainer", {"image": "--privileged"}, "image: found '--privileged', allowed: an absolute path"),
+        ("apptainer", {"sha256": None}, "sha256: found None, allowed: a SHA-256"),
+        ("conda", {"image": None}, "image: found None, allowed: an absolute path"),
+        (
+            "conda",
+            {"prefixes": {"pcgr": "/p"}},
+            "prefixes: found {'pcgr': '/p'}, allowed: an object with pcgr and pcgrr",
+        ),
+        ("conda", {"prefixes": {"pcgr": "/p", "pcgrr": "p r"}}, "allowed: an absolute path"),
+        ("conda", {"locks": ["x"]}, "locks: found ['x'], allowed: an object"),
+    ],
+)
+def test_a_wrong_record_is_refused_with_one_line(tmp_path: Path, kind: str, change: dict[str, Any], said: str) -> None:
+    path = tmp_path / "runtime.json"
+    path.write_text(json.dumps(RUNTIMES[kind] | change))
+    with pytest.raises(SettingsError) as refusal:
+        read_image(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
 def test_companions(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    good = {"kind": "docker", "image": "sha256:" + "a" * 64, "reference": "r", "digest": None}
-    path.write_text(json.dumps(good))
-    assert read_image(path).image == "sha256:" + "a" * 64
-    for change, said in (
-        ({"kind": "lxc"}, "kind: found 'lxc'"),
-        ({"image": "--privileged"}, "image: found '--privileged'"),
-    ):
-        path.write_text(json.dumps(good | change))
-        with pytest.raises(SettingsError, match=said):
-            read_image(path)
     path.write_text(json.dumps({"release": "2.3.2", "bundle": {}}))
     with pytest.raises(SettingsError, match=r"bundle\.date: missing"):
         read_release(path)
@@ -110,12 +158,15 @@ def test_companions(tmp_path: Path) -> None:
         "release": "0.9.2",
         "bundle": {"date": "20210627"},
         "vep": {"release": 104},
-        "dialect": {"runs_in": "container"},
+        "dialect": {"runs_in": "container", "commands": {"pcgr": {"success": {}}}},
     }
     path.write_text(json.dumps(release))
     assert read_release(path)["release"] == "0.9.2"
     path.write_text(json.dumps(release | {"dialect": {"runs_in": "host"}}))
     with pytest.raises(SettingsError, match=r"found 0\.9\.2, allowed: 1\.0\.0 and newer"):
+        read_release(path)
+    path.write_text(json.dumps(release | {"dialect": {"runs_in": "container", "commands": {"pcgr": {}}}}))
+    with pytest.raises(SettingsError, match=r"dialect\.commands: found one without success"):
         read_release(path)
     path.write_text("{")
     with pytest.raises(SettingsError, match="not valid JSON"):

@@ -21,16 +21,13 @@ from .model import InputRef, InputVersion, Permanent, Stopped, Transient
 from .pack import as_json, pack
 from .publish import Verdict, publish, standing
 from .queue import Store
-from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, Job, Run, Runtime, log_tail
+from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Run, Runtime, log_tail
 from .unpack import unpack
 
 log = logging.getLogger(__name__)
 
 End = Literal["published", "duplicate", "superseded", "failed", "ignored"]
 MARK = "processed-samples"  # in state_dir; a machine that has it is never made an image of
-WORK_PREFIX = "attempt-"
-CLOSING = {"pcgr": "Finished PCGR!", "cpsr": "Finished CPSR!"}  # last log line of a whole run (PCGR 2.x)
-EXPECTED = (".conf.yaml", ".xlsx", ".html")  # the least that a whole run leaves
 SIGNALLED = 128  # exit codes above it: ended by the signal `code - 128`
 DISK_FULL = 64 << 20  # bytes; with less left on the work disk a failure of the tool proves nothing
 PATIENCE = 900.0  # seconds for which a finished result waits for a store that fails
@@ -77,7 +74,7 @@ def wipe(path: Path) -> None:
 def clear_leftovers(context: Context) -> None:
     """At start: end what an earlier life of this worker left running, then wipe what it left lying."""
     for name in context.runtime.clear():
-        log.warning("killed the leftover container %s", name)
+        log.warning("killed the leftover run %s", name)
     for path in context.settings.work_dir.glob(f"{WORK_PREFIX}*"):
         log.warning("wiping the leftover folder %s", path)
         wipe(path)
@@ -236,6 +233,7 @@ class Attempt:
                 refdata_dir=BUNDLE,
                 vep_dir=VEP,
                 output_dir=OUTPUTS,
+                pcgrr_conda=self.context.image.prefixes.get("pcgrr"),
             )
         except ConfigError as error:
             raise Permanent("arguments", f"{files.toml}: {error}" if files.toml else str(error)) from None
@@ -286,9 +284,10 @@ class Attempt:
     def _judge(self, job: Job, result: Run, sample: naming.Sample, assembly: str) -> None:
         """Success is looked at, not believed: PCGR exits 0 on many failures."""
         tail = log_tail(job.log)
-        closed = any(CLOSING[sample.command] in line for line in tail)
-        prefix = f"{sample.name}.{sample.command}.{assembly}"
-        missing = [end for end in EXPECTED if not _is_filled(job.outputs / f"{prefix}{end}")]
+        success = self.context.release["dialect"]["commands"][sample.command]["success"]
+        closed = any(success["closing"] in line for line in tail)
+        prefix = success["prefix"].replace("{sample}", sample.name).replace("{assembly}", assembly)
+        missing = [end for end in success["files"] if not _is_filled(job.outputs / f"{prefix}{end}")]
         if result.code == 0 and closed and not missing and not result.overtime:
             return
         self._keep_log(job.log, sample)
@@ -307,7 +306,7 @@ class Attempt:
         if full or any("No space left on device" in line for line in tail):
             raise Transient("run", f"{sample.command} failed on a full disk; last line: {last}", tail)
         faults = [f"exit code {result.code}"] if result.code else []
-        faults += [] if closed else [f"no closing line {CLOSING[sample.command]!r}"]
+        faults += [] if closed else [f"no closing line {success['closing']!r}"]
         faults += [f"no {prefix}{end}" for end in missing]
         raise Permanent("run", f"{sample.command} failed: {', '.join(faults)}; last line: {last}", tail)
 
@@ -337,7 +336,7 @@ class Attempt:
             "sample": sample.name,
             "input": self._input(),
             "release": release["release"],
-            "image": {"reference": image.reference, "id": image.image, "digest": image.digest},
+            "image": image.provenance(),
             "bundle": {"date": release["bundle"]["date"]},
             "vep": {"release": release["vep"]["release"]},
             "command": argv,

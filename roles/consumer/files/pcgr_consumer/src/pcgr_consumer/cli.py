@@ -15,10 +15,12 @@ from pathlib import Path
 
 from . import __version__, imds
 from .attempt import Context
-from .config import Settings, SettingsError, read_image, read_release, read_settings
+from .config import Image, Settings, SettingsError, read_image, read_release, read_settings
+from .docker import DockerRuntime
 from .model import ConsumerError, Transient
 from .queue import Queue, Store
-from .runtime import DockerRuntime
+from .runtime import Runtime
+from .sandbox import ApptainerRuntime, CondaRuntime
 from .spool import VISIBILITY, SpoolQueue, SpoolStore
 from .sqs import S3Store, SqsQueue
 from .worker import Worker
@@ -39,6 +41,13 @@ def backend(settings: Settings) -> tuple[Queue, Store]:
     )
 
 
+def runtime_of(settings: Settings, image: Image) -> Runtime:
+    """What runs the tool here, by the kind that runtime.json records."""
+    if image.kind == "docker":
+        return DockerRuntime(settings, image, f"{os.getuid()}:{os.getgid()}")
+    return {"apptainer": ApptainerRuntime, "conda": CondaRuntime}[image.kind](settings, image)
+
+
 def check(context: Context) -> None:
     """Whether a sample could be reported now; ConsumerError or SettingsError with one line if not."""
     settings = context.settings
@@ -57,7 +66,7 @@ def check(context: Context) -> None:
 
 @contextmanager
 def alone(state_dir: Path) -> Iterator[None]:
-    """One consumer per machine: at its start it kills every labelled container."""
+    """One consumer per machine: at its start it kills what carries an attempt's mark."""
     try:
         lock = (state_dir / "lock").open("w")
     except OSError as error:
@@ -102,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     settings = read_settings(options.config)
     release, image = read_release(settings.release_file), read_image(settings.runtime_file)
-    runtime = DockerRuntime(settings, image, f"{os.getuid()}:{os.getgid()}")
+    runtime = runtime_of(settings, image)
     queue, store = backend(settings)
     context = Context(settings, release, image, runtime, store)
     check(context)

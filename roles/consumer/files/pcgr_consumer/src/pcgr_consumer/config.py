@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,31 @@ class Settings:
 
 @dataclass(frozen=True)
 class Image:
-    """The container image that runs: ``image`` is its local id, ``reference`` and ``digest`` say where it came from."""
+    """What runs the tool. ``image``: a container image's local id (docker), a SIF file (apptainer), a folder (conda).
+
+    ``reference`` and ``digest`` say where an image came from; ``sha256`` is the SIF file's; ``prefixes`` and ``locks`` are
+    the conda environments, ``pcgr`` and ``pcgrr``, and the SHA-256 of the lock files that they were made from.
+    """
 
     kind: str
     image: str
-    reference: str | None
-    digest: str | None
+    reference: str | None = None
+    digest: str | None = None
+    sha256: str | None = None
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    locks: Mapping[str, str] = field(default_factory=dict)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result says about it."""
+        known = {
+            "kind": self.kind,
+            "reference": self.reference,
+            "id": self.image,
+            "digest": self.digest,
+            "sha256": self.sha256,
+            "locks": dict(self.locks),
+        }
+        return {key: value for key, value in known.items() if value}
 
 
 Check = Callable[[Any], "Any"]  # returns the value to keep, or raises ValueError saying what is allowed
@@ -205,15 +224,42 @@ def _json(path: Path) -> dict[str, Any]:
     return document
 
 
+_SHA256 = _matching(r"[0-9a-f]{64}", "a SHA-256, 64 hex digits")
+
+
+def _envs(check: Check) -> Check:
+    """Exactly one value for each of the two conda environments."""
+
+    def both(value: Any) -> dict[str, str]:
+        if not isinstance(value, dict) or set(value) != {"pcgr", "pcgrr"}:
+            raise ValueError("an object with pcgr and pcgrr")
+        return {name: str(check(item)) for name, item in value.items()}
+
+    return both
+
+
+# What runtime.json must hold, by kind; `reference` and `digest` may be there besides.
+_RUNTIMES: dict[str, dict[str, Check]] = {
+    "docker": {"image": _matching(r"(sha256:)?[0-9a-f]{64}", "the id of a local image, sha256:<64 hex digits>")},
+    "apptainer": {"image": _path, "sha256": _SHA256},
+    "conda": {"image": _path, "prefixes": _envs(_path), "locks": _envs(_SHA256)},
+}
+
+
 def read_image(path: Path) -> Image:
     """Parse runtime.json, written by the role ``runtime``."""
     document = _json(path)
-    if document.get("kind") != "docker":
-        raise SettingsError(f"{path}: kind: found {document.get('kind')!r}, allowed: docker")
-    image = document.get("image")
-    if not isinstance(image, str) or not re.fullmatch(r"(sha256:)?[0-9a-f]{64}", image):
-        raise SettingsError(f"{path}: image: found {image!r}, allowed: the id of a local image, sha256:<64 hex digits>")
-    return Image("docker", image, document.get("reference"), document.get("digest"))
+    kind = document.get("kind")
+    if kind not in _RUNTIMES:
+        raise SettingsError(f"{path}: kind: found {kind!r}, allowed: {', '.join(_RUNTIMES)}")
+    found = {}
+    for key, check in _RUNTIMES[kind].items():
+        try:
+            found[key] = check(document.get(key))
+        except ValueError as error:
+            raise SettingsError(f"{path}: {key}: found {document.get(key)!r}, allowed: {error}") from None
+    found["image"] = str(found["image"])
+    return Image(kind, reference=document.get("reference"), digest=document.get("digest"), **found)
 
 
 def read_release(path: Path) -> dict[str, Any]:
@@ -227,6 +273,9 @@ def read_release(path: Path) -> dict[str, Any]:
             raise SettingsError(f"{path}: {'.'.join(keys)}: missing, it is required")
     if release["dialect"].get("runs_in") == "host":
         raise SettingsError(
-            f"{path}: release: found {release['release']}, allowed: 1.0.0 and newer (older ones run docker themselves)"
+            f"{path}: release: found {release['release']}, allowed: 1.0.0 and newer "
+            "(the command of older ones starts docker itself; their data can be installed, samples not reported)"
         )
+    if not all("success" in command for command in release["dialect"].get("commands", {}).values()):
+        raise SettingsError(f"{path}: dialect.commands: found one without success, which says what a whole run leaves")
     return release

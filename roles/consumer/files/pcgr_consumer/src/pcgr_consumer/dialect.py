@@ -58,11 +58,12 @@ def arguments(
     refdata_dir: str,
     vep_dir: str,
     output_dir: str,
+    pcgrr_conda: str | None = None,
 ) -> list[str]:
     """Return the whole argument list for one sample: executable, full option names, values as separate items.
 
     ``config`` is the sample's parsed TOML (empty: no TOML); paths are those inside the container; ``refdata_dir`` is
-    the parent of ``data/``. Raises ``ConfigError`` for what the release would refuse, as far as it shows from here.
+    the parent of ``data/``, ``pcgrr_conda`` the prefix of the R packages where it is not the image's own. Raises ``ConfigError`` for what the release would refuse, as far as it shows from here.
     """
     if command not in dialect["commands"]:
         raise ConfigError(f"command: found {command}, allowed {_or(dialect['commands'])} (dialect {dialect['name']})")
@@ -75,6 +76,7 @@ def arguments(
         "refdata_dir": refdata_dir,
         "vep_dir": vep_dir,
         "output_dir": output_dir,
+        "pcgrr_conda": pcgrr_conda,
     }
     call = _Call(dialect, command)
     call.take_from_consumer(sources, [field.name for field in fields(inputs) if field.name != "configuration"])
