@@ -6,12 +6,13 @@ import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from moto.server import ThreadedMotoServer
 from pcgr_consumer import sqs, worker
 from pcgr_consumer.attempt import Context
 from pcgr_consumer.checks import BGZF_END
+from pcgr_consumer.cli import runtime_of
 from pcgr_consumer.config import Image, Limits, QueueSettings, Settings
 from pcgr_consumer.genome import LENGTHS
 from pcgr_consumer.model import StopReason
-from pcgr_consumer.runtime import Job, Run, supervise
+from pcgr_consumer.runtime import Job, Run, Runtime, supervise
 from pcgr_consumer.spool import SpoolQueue, SpoolStore
 from plugins.module_utils.release import load_release
 
@@ -352,3 +354,82 @@ def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsWorld]:
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     """Both backends in turn."""
     return SpoolWorld(tmp_path) if request.param == "spool" else SqsWorld(tmp_path, request.getfixturevalue("endpoint"))
+
+
+STAND_IN = Path(__file__).parent / "stand_in.py"
+KINDS = ("docker", "apptainer", "conda")
+# The tool as the smoke test sees it: version, usage, and the look at the bundle.
+ANSWERS = """#!/bin/sh
+case "$*" in
+  --version) echo "{command} {version}" ;;
+  "") echo "{command}: error: the following arguments are required: --sample_id" >&2; exit 2 ;;
+  *grch36*) echo "{command}: error: argument --genome_assembly: invalid choice: 'grch36'" >&2; exit 2 ;;
+  *) for assembly in grch37 grch38; do case "$*" in *$assembly*)
+       [ -e /mnt/bundle/data/$assembly ] || {{ echo "ERROR - no bundle of $assembly"; exit 1; }} ;; esac; done
+     echo "{command} - STEP 0: Validate input data and options"; echo "ERROR: no variants" ;;
+esac
+"""
+
+
+@dataclass
+class Site:
+    """A machine with one kind of runtime; `image` may be made wrong by a test."""
+
+    kind: str
+    folder: Path
+    settings: Settings
+    image: Image
+    program: Path  # what the consumer calls
+    bin: Path  # the tool's commands
+
+    @property
+    def runtime(self) -> Runtime:
+        return runtime_of(self.settings, self.image)
+
+    def job(self, script: str, *, attempt: str = "a1") -> Job:
+        """A job that runs a shell script of the image's shell."""
+        return self.command("sh", "-c", script, attempt=attempt)
+
+    def command(self, *argv: str, attempt: str = "a1") -> Job:
+        work = self.settings.work_dir / f"attempt-{attempt}"
+        for name in ("inputs", "outputs"):
+            (work / name).mkdir(parents=True, exist_ok=True)
+        (work / "inputs" / "in.vcf").write_text("sample\n")
+        return Job(attempt, argv, work / "inputs", work / "outputs", work / "pcgr.log")
+
+    def run(self, script: str, timeout: float = 30) -> tuple[Run, str]:
+        job = self.job(script)
+        result = self.runtime.run(job, timeout, lambda: None)
+        return result, job.log.read_text()
+
+
+@pytest.fixture(params=KINDS)
+def site(request: pytest.FixtureRequest, spool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    assert shutil.which("bwrap"), "bubblewrap is missing (bindep.txt)"
+    kind = request.param
+    programs, tree = tmp_path / "programs", tmp_path / "opt" / ("0" * 16)
+    for folder in (programs, programs / "images", programs / "containers"):
+        folder.mkdir()
+    for name in ("docker", "apptainer"):
+        (programs / name).symlink_to(STAND_IN)
+    (programs / "bwrap").symlink_to(str(shutil.which("bwrap")))
+    prefixes = {name: str(tree / "envs" / name) for name in ("pcgr", "pcgrr")}
+    bins = [Path(prefix, "bin") for prefix in prefixes.values()] if kind == "conda" else [tree / "bin"]
+    for folder in bins:
+        folder.mkdir(parents=True)
+    for command, version in (("pcgr", "2.3.2"), ("cpsr", "2.3.0")):
+        (bins[0] / command).write_text(ANSWERS.format(command=command, version=version))
+        (bins[0] / command).chmod(0o755)
+    if kind == "docker":
+        image = Image("docker", "0" * 64)
+        (programs / "images" / image.image).write_text(str(tree))
+    elif kind == "apptainer":
+        image = Image("apptainer", f"{tree}.sif", sha256="0" * 64)
+        Path(image.image).write_text(str(tree))
+    else:
+        image = Image("conda", str(tree), prefixes=prefixes, locks=dict.fromkeys(prefixes, "0" * 64))
+    for folder in (spool.settings.refdata_dir, spool.settings.vep_dir):
+        folder.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    program = programs / {"conda": "bwrap"}.get(kind, kind)
+    return Site(kind, tmp_path, spool.settings, image, program, bins[0])

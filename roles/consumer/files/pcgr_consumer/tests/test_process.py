@@ -21,8 +21,8 @@ DOCKER = r"""#!/bin/sh
 home=$(dirname "$0")
 case "$1" in
   run)
-    name=$(echo "$*" | sed 's/.*--name \([^ ]*\).*/\1/')
-    outputs=$(echo "$*" | sed 's/.* -v \([^ ]*\):\/mnt\/pcgr_outputs .*/\1/')
+    name=$(echo "$*" | head -1 | sed 's/.*--name \([^ ]*\).*/\1/')
+    outputs=$(echo "$*" | head -1 | sed 's/.* -v \([^ ]*\):\/mnt\/pcgr_outputs .*/\1/')
     echo "$name" >> "$home/started"
     touch "$home/containers/$name"
     sleep "$(cat "$home/delay")"
@@ -181,6 +181,30 @@ def test_check_says_ready_or_what_is_missing(machine: Machine) -> None:
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
     assert output == f"pcgr-consumer: {machine.folder}/bundle/data/grch38: no such folder; assemblies names grch38\n"
+
+
+def test_smoke_says_what_failed_and_leaves_nothing(machine: Machine) -> None:
+    """The stand-in for docker answers none of the questions."""
+    process = machine.start("--smoke")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    lines = output.splitlines()
+    assert lines[0] == "ok      runtime: docker sha256:" + "0" * 64
+    assert lines[1].startswith("failed  pcgr --version: no answer")
+    assert {line[:8] for line in lines[1:]} == {"failed  "}
+    assert list((machine.folder / "work").iterdir()) == []
+    assert list((machine.folder / "state").iterdir()) == []
+
+
+def test_a_smoke_that_is_stopped_leaves_nothing(machine: Machine) -> None:
+    machine.delay("20")
+    process = machine.start("--smoke")
+    until(machine.containers)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert machine.containers() == []
+    assert list((machine.folder / "work").iterdir()) == []
 
 
 def test_a_wrong_setting_is_one_line(machine: Machine) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from . import __version__, imds
 from .attempt import Context
@@ -21,6 +22,7 @@ from .model import ConsumerError, Transient
 from .queue import Queue, Store
 from .runtime import Runtime
 from .sandbox import ApptainerRuntime, CondaRuntime
+from .smoke import smoke
 from .spool import VISIBILITY, SpoolQueue, SpoolStore
 from .sqs import S3Store, SqsQueue
 from .worker import Worker
@@ -89,13 +91,18 @@ def _stop_on_signals(worker: Worker) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 ended as told, drained, or (with --check) all well; 1 cannot run; 75 (--once) the message comes again."""
+    """Exit codes: 0 ended as told, drained, or (--check, --smoke) all well; 1 cannot run, or not well; 75 (--once) the message comes again."""
     parser = argparse.ArgumentParser(
         prog="pcgr-consumer", description="Report samples from a queue with PCGR and CPSR."
     )
     parser.add_argument("--config", type=Path, default=Path("/etc/pcgr/consumer.toml"), help="default: %(default)s")
     parser.add_argument("--once", action="store_true", help="handle at most one message, then end")
     parser.add_argument("--check", action="store_true", help="look whether a sample could be reported now, then end")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try the installed runtime without a sample, one line per question, then end",
+    )
     parser.add_argument("--version", action="version", version=f"pcgr-consumer {__version__}")
     options = parser.parse_args(argv)
     # the journal adds the time; sample names are all that may appear of a patient
@@ -108,10 +115,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _smoke(config: Path, settings: Settings, release: dict[str, Any], image: Image, runtime: Runtime) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # raises, so that what runs is killed and wiped
+    good = True
+    for fine, line in smoke(
+        settings, release, image, runtime, [config.absolute(), settings.release_file, settings.runtime_file]
+    ):
+        print(f"{'ok' if fine else 'failed':8}{line}", flush=True)
+        good = good and fine
+    return 0 if good else 1
+
+
 def _run(options: argparse.Namespace) -> int:
     settings = read_settings(options.config)
     release, image = read_release(settings.release_file), read_image(settings.runtime_file)
     runtime = runtime_of(settings, image)
+    if options.smoke:
+        return _smoke(options.config, settings, release, image, runtime)
     queue, store = backend(settings)
     context = Context(settings, release, image, runtime, store)
     check(context)
