@@ -365,7 +365,7 @@ case "$*" in
   "") echo "{command}: error: the following arguments are required: --sample_id" >&2; exit 2 ;;
   *grch36*) echo "{command}: error: argument --genome_assembly: invalid choice: 'grch36'" >&2; exit 2 ;;
   *) for assembly in grch37 grch38; do case "$*" in *$assembly*)
-       [ -e /mnt/bundle/data/$assembly ] || {{ echo "ERROR - no bundle of $assembly"; exit 1; }} ;; esac; done
+       [ -e /mnt/bundle/data/$assembly ] || {{ echo "ERROR - no bundle of $assembly"; echo "ERROR - "; exit 1; }} ;; esac; done
      echo "{command} - STEP 0: Validate input data and options"; echo "ERROR: no variants" ;;
 esac
 """

@@ -114,7 +114,10 @@ def _silence(log: Path) -> str:
 
 def _last(text: str) -> str:
     """The last line that says something; of several, one that tells of an error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" -\t")] or ["no output"]
+    # a log line of PCGR that ends in its dash has no text
+    lines = [line.strip() for line in text.splitlines() if not line.rstrip().endswith("-") and line.strip()] or [
+        "no output"
+    ]
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])[:SHOWN]
 
 
