@@ -132,7 +132,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
 STAMP = ".umccr.pcgr.json"
 # <anything>/<channel>/<platform>/<file>#<md5>, as `conda list --explicit --md5` and conda-lock write it.
 LINE = re.compile(
-    r"(?P<url>\S+/(?P<place>[^/\s]+/[^/\s]+/(?P<file>[A-Za-z0-9._+-]+\.(?:conda|tar\.bz2))))#(?P<md5>[0-9a-f]{32})"
+    r"(?P<url>\S+/(?P<place>[^/\s]+/[^/\s]+/(?P<file>[A-Za-z0-9._+!-]+\.(?:conda|tar\.bz2))))#(?P<md5>[0-9a-f]{32})"
 )
 LOCK_BYTES = 16 << 20  # no lock file is larger; a server's answer may be
 PLATFORMS = {"x86_64": "linux-64", "aarch64": "linux-aarch64", "ppc64le": "linux-ppc64le"}

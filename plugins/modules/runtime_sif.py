@@ -286,7 +286,7 @@ def provide(module: AnsibleModule) -> None:
     due = not os.path.exists(image)
     changed = due or before != wanted
     old = others(params["path"], image) if params["prune"] else []
-    if not module.check_mode:
+    if (changed or old) and not module.check_mode:
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
         with alone(params["path"]):
             if due:
