@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from plugins.module_utils.release import load_release
 from tests.rehearsal import build
 
 pytestmark = pytest.mark.slow
@@ -133,3 +135,47 @@ def test_a_run_and_a_refusal(inside: tuple[Run, Path]) -> None:
     assert (again.returncode, "already exist" in again.stdout) == (1, True)
     germline = run("cpsr", "--input_vcf", "/mnt/in.vcf", "--panel_id", "0", "--sample_id", "demo", *common)
     assert (germline.returncode, "Finished CPSR!" in germline.stdout) == (0, True)
+
+
+def test_the_consumers_smoke_test_is_content_with_it(archives: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Its commands as a conda environment, under the real bubblewrap; they are written in Python and use this machine's."""
+    out, _ = archives
+    runtime = tmp_path / "runtime"
+    prefix = runtime / "envs" / "pcgr"
+    (runtime / "envs" / "pcgrr").mkdir(parents=True)
+    with tarfile.open(out / build.IMAGE) as stream:
+        layer = stream.extractfile(json.load(stream.extractfile("manifest.json"))[0]["Layers"][0])  # type: ignore[arg-type]
+        with tarfile.open(fileobj=layer) as files:
+            files.extractall(tmp_path / "root", filter="tar")
+    made = tmp_path / "root/opt/mambaforge/envs/pcgr"
+    made.rename(prefix)
+    for command in (prefix / "bin").iterdir():
+        command.write_text(command.read_text().replace("/opt/mambaforge/envs/pcgr", str(prefix)))
+    for archive, folder in ((build.BUNDLE, "bundle"), (build.VEP, "vep")):
+        with tarfile.open(out / archive) as stream:
+            stream.extractall(tmp_path / folder, filter="data")
+    prefixes = {name: f"{runtime}/envs/{name}" for name in ("pcgr", "pcgrr")}
+    record = {"kind": "conda", "image": str(runtime), "prefixes": prefixes, "locks": dict.fromkeys(prefixes, "0" * 64)}
+    (tmp_path / "runtime.json").write_text(json.dumps(record))
+    (tmp_path / "release.json").write_text(json.dumps(load_release("rehearsal")))
+    places = {"release_file": "release.json", "runtime_file": "runtime.json", "refdata_dir": "bundle", "vep_dir": "vep"}
+    places |= {name: name for name in ("work_dir", "log_dir", "state_dir", "drained_file")}
+    for name in ("work_dir", "log_dir", "state_dir"):
+        (tmp_path / name).mkdir()
+    settings = [f'{key} = "{tmp_path / name}"\n' for key, name in places.items()]
+    queue = f'assemblies = ["grch38", "grch37"]\n[queue]\nkind = "spool"\nspool_dir = "{tmp_path}/spool"\n'
+    (tmp_path / "consumer.toml").write_text("".join([*settings, queue]))
+    command = [Path(sys.executable).with_name("pcgr-consumer"), "--config", tmp_path / "consumer.toml", "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line[:8] for line in done.stdout.splitlines()} == {"ok      "}
+    assert len(done.stdout.splitlines()) == 14
+    (tmp_path / "bundle/data/grch37/.PCGR_BUNDLE_VERSION").write_text("20250314\n")  # another release's data
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed")]
+    assert [line.partition(":")[0] for line in failed] == [
+        "failed  pcgr starts with the data of grch37",
+        "failed  cpsr starts with the data of grch37",
+    ]
+    assert all("not compliant" in line for line in failed)

@@ -73,12 +73,12 @@ def test_what_a_run_leaves_in_the_background_ends_with_it(site: Any, token: str)
 
 
 def test_after_a_crash_leftovers_are_cleared(site: Any, token: str) -> None:
-    job = site.job(f"setsid sleep {token} & sleep {token}", attempt="crashed")
+    job = site.job(f"setsid sleep {token} & echo begun; sleep {token}", attempt="crashed")
     crashing = multiprocessing.get_context("fork").Process(
         target=site.runtime.run, args=(job, 60, lambda: None), daemon=True
     )
     crashing.start()
-    until(lambda: alive(token))
+    until(lambda: job.log.exists() and "begun" in job.log.read_text())
     crashing.kill()
     crashing.join()
     if site.kind != "conda":  # bubblewrap's run dies with the consumer
