@@ -247,7 +247,7 @@ def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: st
     }
     code, out, err = module.run_command([params["linker"]], data=json.dumps(work))
     if code:
-        raise CondaError(last_line(err, out, code))
+        raise CondaError(complaint(err, out, code))
     compile_python(module, prefix)
     scripts = [
         (package, script)
@@ -273,7 +273,7 @@ def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: st
         }
         code, out, err = module.run_command(["/bin/bash", script], cwd=prefix, environ_update=environment)
         if code:
-            raise CondaError(f"{package.file}: its post-link script failed: {last_line(err, out, code)}")
+            raise CondaError(f"{package.file}: its post-link script failed: {complaint(err, out, code)}")
 
 
 def compile_python(module: AnsibleModule, prefix: str) -> None:
@@ -297,10 +297,11 @@ def prefer_mirror(path: str, mirror_url: str) -> None:
     write_json(path, entries)
 
 
-def last_line(err: str, out: str, code: int) -> str:
-    """What a program complained of."""
-    lines = [line for line in (*out.splitlines(), *err.splitlines()) if line.strip()]
-    return lines[-1].strip() if lines else f"exit code {code}"
+def complaint(err: str, out: str, code: int) -> str:
+    """What a program complained of, in one line; what `set -x` of a shell prints is none of it."""
+    lines = [line.strip() for line in (*out.splitlines(), *err.splitlines())]
+    lines = [line for line in lines if line and not line.startswith("+")]
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else f"exit code {code}")
 
 
 def arrivals(image: str) -> str:

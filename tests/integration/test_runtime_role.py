@@ -7,9 +7,13 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pcgr_consumer.config import read_image
+from pcgr_consumer.runtime import Job
+from pcgr_consumer.sandbox import CondaRuntime
 
 from tests.unit.conda_channel import PREFIX, lock, package
 from tests.unit.module_runner import ROOT
@@ -36,12 +40,12 @@ def converge(tmp_path: Path, *arguments: str, **variables: Any) -> tuple[str, st
     }
     (tmp_path / "play.yml").write_text(json.dumps([play]))
     (tmp_path / "etc").mkdir(exist_ok=True)
-    (tmp_path / "work").mkdir(exist_ok=True)
+    (tmp_path / "overlay").mkdir(exist_ok=True)
     # What is written to /etc lands in a folder of this test.
     script = (
         'mount -t overlay -o "lowerdir=/etc,upperdir=$1,workdir=$2" etc /etc && shift 2 && exec ansible-playbook "$@"'
     )
-    command = ["unshare", "--mount", "sh", "-c", script, "-", str(tmp_path / "etc"), str(tmp_path / "work")]
+    command = ["unshare", "--mount", "sh", "-c", script, "-", str(tmp_path / "etc"), str(tmp_path / "overlay")]
     done = subprocess.run(
         [*command, str(tmp_path / "play.yml"), *arguments],
         cwd=ROOT,
@@ -62,7 +66,7 @@ def changes(output: str) -> int:
 
 
 def test_conda(tmp_path: Path) -> None:
-    """Prediction, installation with the linker from its locked requirements, and nothing to do the second time."""
+    """Prediction, installation with the linker from its locked requirements, the consumer's own run, and nothing to do the second time."""
     channel = tmp_path / "channels/forge"
     script = f"#!/bin/sh\necho pcgr of {PREFIX}\n"
     lines = {
@@ -90,8 +94,14 @@ def test_conda(tmp_path: Path) -> None:
     output, record = converge(tmp_path, **variables)
     assert changes(output) == 2
     prefix = json.loads(record)["prefixes"]["pcgr"]
-    told = subprocess.run([f"{prefix}/bin/pcgr"], check=True, capture_output=True, text=True).stdout
-    assert told == f"pcgr of {prefix}\n"
+    for name in ("refdata", "vep", "work", "inputs", "outputs"):
+        (tmp_path / name).mkdir()
+    settings = SimpleNamespace(**{f"{name}_dir": tmp_path / name for name in ("refdata", "vep", "work")})
+    runtime = CondaRuntime(settings, read_image(tmp_path / "etc/pcgr/runtime.json"))
+    runtime.check()
+    job = Job("attempt", ["pcgr"], tmp_path / "inputs", tmp_path / "outputs", tmp_path / "log")
+    assert runtime.run(job, 60, lambda: None).code == 0
+    assert job.log.read_text() == f"pcgr of {prefix}\n"
     output, _record = converge(tmp_path, **variables)
     assert changes(output) == 0
 

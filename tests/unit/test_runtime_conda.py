@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pcgr_consumer.config import read_image
 
 from tests.unit.conda_channel import PREFIX, lock, package
 from tests.unit.module_runner import ROOT, load, run
@@ -162,6 +163,7 @@ def test_environments_work_and_are_recorded(site: Site) -> None:
         "prefixes": {"pcgr": f"{image}/envs/pcgr", "pcgrr": f"{image}/envs/pcgrr"},
         "locks": sums,
     }
+    assert read_image(site.folder / "etc/runtime.json").prefixes == site.record()["prefixes"]
     assert len(image.name) == 16
     assert site.left() == [image.name]
     prefix = image / "envs/pcgr"
@@ -391,9 +393,21 @@ def test_post_link_scripts_run_as_in_conda(site: Site) -> None:
     assert entry["urls"] == [f"{site.url}/bioconductor-data/genome_1.0.tar.gz", "https://data.example.org/g"]
 
 
-def test_post_link_script_that_fails_is_told(site: Site) -> None:
-    with_hook(site, "#!/bin/bash\necho could not download >&2\nexit 3\n")
-    site.refused(site.provide(), "bioconductor-genome-1.0-h0_7.conda", "post-link", "could not download")
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("echo could not download >&2; exit 3", "could not download"),
+        # as Bioconductor's data packages do
+        (
+            "set -ex; echo 'ERROR: unable to download any of'; echo https://data.example.org/g; exit 1",
+            "ERROR: unable to",
+        ),
+        ("exit 3", "exit code 3"),
+    ],
+)
+def test_post_link_script_that_fails_is_told(site: Site, script: str, told: str) -> None:
+    with_hook(site, f"#!/bin/bash\n{script}\n")
+    site.refused(site.provide(), "bioconductor-genome-1.0-h0_7.conda: its post-link script failed: " + told)
 
 
 def test_post_link_scripts_can_be_refused(site: Site) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pcgr_consumer.config import read_image
 
 from tests.unit.module_runner import load, run
 from tests.unit.test_databundle import Mirror
@@ -101,6 +102,7 @@ def test_pulled_once_and_recorded_by_id(docker: Path, tmp_path: Path) -> None:
     answer = provide(tmp_path)
     assert (answer["changed"], answer["image"]) == (True, ID)
     assert record(tmp_path) == {"kind": "docker", "image": ID, "reference": REFERENCE, "digest": None}
+    assert read_image(tmp_path / "etc/runtime.json").image == ID
     assert provide(tmp_path)["changed"] is False
     assert len(calls(docker, "pull")) == 1
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from pcgr_consumer.config import read_image
 
 from tests.unit.module_runner import load, run
 from tests.unit.test_databundle import Mirror
@@ -172,6 +173,7 @@ def test_brought_once_with_new_tokens_and_recorded(registry: Registry, tmp_path:
         "sha256": registry.sha256,
         "reference": REFERENCE,
     }
+    assert read_image(tmp_path / "etc/runtime.json").image == str(image)
     assert len(registry.tokens) > 2
     assert set(registry.scopes) == {"repository:sigven/pcgr:pull"}
     assert list((tmp_path / "opt").iterdir()) == [image]
