@@ -1,0 +1,150 @@
+# -*- coding: utf-8 -*-
+# Copyright: University of Melbourne Centre for Cancer Research
+# MIT License (see LICENSE or https://opensource.org/license/mit)
+"""Spot choice from end to end: gathers what there is to know, from files or from AWS, and ranks. Behind script and lookup alike."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import spot_api
+from .spot_choice import Choice, Wish, choose, meets
+from .spot_evidence import Evidence, add_advisor, add_log, add_on_demand, add_scores, add_types, read_json
+from .spot_history import HOUR, History, from_records, price_at, read_history
+from .spot_log import SpotError, lives, read_log
+
+DEFAULT_SIZE = (4, 16)  # vCPUs and GiB asked for when nothing is said; PCGR wants about 8 GB for a whole-genome sample
+LARGEST = 4  # times the vCPUs asked for: larger types are not fetched
+MOST_LISTED = 60  # types whose on-demand price is looked up
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where to look. ``histories`` are files; without one, AWS is asked. All others are files and may be None."""
+
+    histories: tuple[str, ...] = ()
+    on_demand: str | None = None
+    advisor: str | None = None
+    advisor_date: str | None = None
+    scores: str | None = None
+    types_file: str | None = None
+    log: str | None = None
+    profile: str | None = None
+    placement_scores: bool = False
+
+
+@dataclass
+class Gathered:
+    """What was found, ready to rank."""
+
+    histories: list[History]
+    evidence: Evidence
+    wish: Wish
+    notes: list[str]
+
+
+def gather(inputs: Inputs, wish: Wish, now: float, progress: spot_api.Progress | None = None) -> Gathered:
+    """Read the files or ask AWS; ``SpotError`` of one line when something needed cannot be had."""
+    found = Gathered([], Evidence(), wish, [])
+    evidence = found.evidence
+    if inputs.types_file:
+        entries = read_json(inputs.types_file, "output of aws ec2 describe-instance-types")
+        add_types(
+            evidence, entries.get("InstanceTypes", []) if isinstance(entries, dict) else entries, inputs.types_file
+        )
+    if inputs.advisor:
+        add_advisor(evidence, inputs.advisor, inputs.advisor_date, wish.product)
+    if inputs.scores:
+        add_scores(evidence, inputs.scores)
+    if inputs.log:
+        events = read_log(inputs.log)
+        add_log(evidence, events, lives(events, now), inputs.log)
+    if inputs.histories:
+        found.histories = [read_history(path) for path in inputs.histories]
+        evidence.sources["price"] = ", ".join(inputs.histories)
+    else:
+        _ask(found, inputs, now, progress)
+    if inputs.on_demand:
+        regions = {pool.region for history in found.histories for pool in history.pools} | set(wish.regions)
+        add_on_demand(evidence, inputs.on_demand, sorted(regions))
+    return found
+
+
+def decide(
+    inputs: Inputs, wish: Wish, now: float, progress: spot_api.Progress | None = None
+) -> tuple[Choice, Gathered]:
+    """The choice, and what it was made from."""
+    found = gather(inputs, wish, now, progress)
+    choice = choose(found.histories, found.evidence, found.wish, now)
+    choice.notes = found.notes + choice.notes
+    return choice, found
+
+
+def _ask(found: Gathered, inputs: Inputs, now: float, progress: spot_api.Progress | None) -> None:
+    wish, evidence = found.wish, found.evidence
+    regions = list(wish.regions)
+    if not regions:
+        raise SpotError("--region is missing (or give --history FILE)")
+    account = spot_api.Account(inputs.profile)
+    account.check(regions)
+    if not wish.types:
+        if not (wish.vcpus or wish.memory_gib or wish.disk_gb):
+            wish = replace(wish, vcpus=DEFAULT_SIZE[0], memory_gib=DEFAULT_SIZE[1])
+            found.notes.append(
+                f"no types and no size named: at least {wish.vcpus} vCPUs and {wish.memory_gib:g} GiB taken"
+            )
+        for region in regions:
+            spot_api.add_sizes(evidence, account, region, [])
+        most = LARGEST * wish.vcpus or 1 << 20
+        names = tuple(
+            kind for kind, specs in evidence.specs.items() if meets(wish, kind, evidence.specs) and specs.vcpus <= most
+        )
+        if not names:
+            raise SpotError(
+                f"no type has {wish.vcpus} vCPUs, {wish.memory_gib:g} GiB and {wish.disk_gb:g} GB of local disk"
+            )
+        wish = replace(wish, types=names)
+    found.wish = wish
+    for region in regions:
+        spot_api.add_zones(evidence, account, region)
+    start = now - wish.days * 24 * HOUR
+    records = spot_api.price_history(
+        account, regions, types=list(wish.types), product=wish.product, start=start, end=now, progress=progress
+    )
+    found.histories = [from_records(records[region]) for region in regions]
+    evidence.sources["price"] = f"DescribeSpotPriceHistory now, {sum(map(len, records.values()))} records"
+    if not inputs.on_demand:
+        _price_lists(found, account, regions, now)
+    if inputs.placement_scores:
+        for region in regions:
+            try:
+                spot_api.add_placement_scores(evidence, account, region, list(wish.types), wish.work.machines)
+            except SpotError as error:
+                found.notes.append(f"no placement scores: {error}")
+
+
+def _price_lists(found: Gathered, account: spot_api.Account, regions: list[str], now: float) -> None:
+    """On-demand prices of the cheapest types. Without the right to ask, the choice is made without them, and says so."""
+    jobs: list[tuple[str, str]] = []
+    for region, history in zip(regions, found.histories, strict=True):
+        cheapest: dict[str, float] = {}
+        for index, pool in enumerate(history.pools):
+            price = price_at(*history.series(index), now)
+            if price is not None:
+                cheapest[pool.type] = min(price, cheapest.get(pool.type, price))
+        jobs += [(region, kind) for kind in sorted(cheapest, key=cheapest.__getitem__)[:MOST_LISTED]]
+    if not jobs:
+        return
+
+    def ask(job: tuple[str, str]) -> None:
+        spot_api.add_price_list(found.evidence, client, job[0], job[1], found.wish.product)
+
+    client: Any = account.client("pricing", spot_api.PRICE_LIST_REGION)
+    try:
+        ask(jobs[0])  # a missing right is met once, not sixty times
+        with ThreadPoolExecutor(spot_api.PARALLEL) as askers:
+            list(askers.map(ask, jobs[1:]))
+    except SpotError as error:
+        found.notes.append(f"no on-demand prices: {error}")
