@@ -153,17 +153,19 @@ def cost_per_sample(
 
     Without a hazard it is the cost when nothing is interrupted, and the interval is the price's alone.
     """
-    share = work.side_by_side
     boot = work.overhead * work.machines / work.samples
+    if hazard is None:
+        hours = work.hours / work.side_by_side + boot
+        return Interval(hours * price, hours * price, hours * high_price)
 
     def cost(rate: Any, dollars: float) -> Any:
         spot, demand = machine_hours(rate, work)
-        return (spot * dollars + demand * (dollars if on_demand is None else on_demand)) / share + boot * dollars
+        return (
+            spot * dollars + demand * (dollars if on_demand is None else on_demand)
+        ) / work.side_by_side + boot * dollars
 
-    if hazard is None:
-        return Interval(float(cost(0.0, price)), float(cost(0.0, price)), float(cost(0.0, high_price)))
     rates = hazard.points()
-    low, high = (float(np.quantile(rates, q)) for q in (0.05, 0.95))
+    low, high = np.quantile(rates, [0.05, 0.95])
     return Interval(float(np.mean(cost(rates, price))), float(cost(low, price)), float(cost(high, high_price)))
 
 

@@ -31,8 +31,9 @@ HOUR = 3600.0
 CHUNK = 1 << 20  # bytes read at a time: the arrays made of it stay in the processor's cache
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2100
 MARGIN = 256  # bytes before and after, so that runs of bytes may be taken without looking at the edge
+KEPT = 16 << 20  # bytes of work space that are not given back while a file is read
 AFTER = 64  # most closing braces after the list
-SLOTS = 13  # bits of a prefix's hash that index the table of known ones
+SLOTS = 16  # bits of a prefix's hash that index the table of known ones
 
 
 class Pool(NamedTuple):
@@ -155,7 +156,7 @@ def _group(
     price: NDArray[np.float64],
     extra: dict[str, Any],
 ) -> History:
-    """Sort records by pool and time; of records of one moment, the order in the file decides (files may be newest first)."""
+    """Sort records by pool and time. Of a pool's records of one moment the last in the file counts, or the first if it is newest first."""
     names = sorted(range(len(pools)), key=pools.__getitem__)
     ranks = np.empty(len(pools), np.int16 if len(pools) < 1 << 15 else np.int64)  # numpy sorts 16 bits by radix
     ranks[names] = np.arange(len(pools))
@@ -169,7 +170,15 @@ def _group(
     if not np.all(np.isin(back, bounds)):
         order = np.lexsort((time, code))
         sorted_time = time[order]
-    return History([pools[index] for index in names], bounds, sorted_time, price[order], extra)
+    price = price[order]
+    again = np.flatnonzero(sorted_time[1:] == sorted_time[:-1])
+    again = again[
+        ~np.isin(again + 1, bounds)
+    ]  # followed by another change of the same pool at the same moment: never in force
+    if len(again):
+        bounds = bounds - np.searchsorted(again, bounds)
+        sorted_time, price = np.delete(sorted_time, again), np.delete(price, again)
+    return History([pools[index] for index in names], bounds, sorted_time, price, extra)
 
 
 @functools.cache
@@ -221,7 +230,9 @@ def _digits(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _byte(word: NDArray[np.uint64], index: int) -> NDArray[np.int64]:
-    return ((word >> np.uint64(8 * index)) & np.uint64(0xFF)).astype(np.int64)
+    byte = word >> np.uint64(8 * index)
+    byte &= np.uint64(0xFF)
+    return byte.view(np.int64)
 
 
 def _form(pattern: bytes) -> tuple[NDArray[np.uint64], ...]:
@@ -236,11 +247,16 @@ def _form(pattern: bytes) -> tuple[NDArray[np.uint64], ...]:
     return tuple(part.view("<u8") for part in (mask, literal, upper, literal & upper, sixes))
 
 
-def _fits(words: NDArray[np.uint64], form: tuple[NDArray[np.uint64], ...]) -> NDArray[np.bool_]:
-    """Where words spell the pattern. A digit is 0x30 to 0x39: its upper half is 3, and still is when 6 is added."""
+def _misfit(words: NDArray[np.uint64], form: tuple[NDArray[np.uint64], ...]) -> NDArray[np.uint64]:
+    """Zero where words spell the pattern. A digit is 0x30 to 0x39: its upper half is 3, and still is when 6 is added."""
     mask, literal, upper, threes, sixes = form
-    fits: NDArray[np.bool_] = ((words & mask) == literal) & (((words + sixes) & upper) == threes)
-    return fits
+    wrong = words & mask
+    wrong ^= literal
+    shifted = words + sixes
+    shifted &= upper
+    shifted ^= threes
+    wrong |= shifted
+    return wrong
 
 
 class _Columns:
@@ -252,6 +268,9 @@ class _Columns:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        # The C library keeps freed memory up to twice the largest block that was freed. Without this, the arrays below would be
+        # given back to the system each time, and cleared anew page by page.
+        np.empty(KEPT, np.uint8)
         self._buffer = bytearray(MARGIN + CHUNK + MARGIN)
         self._bytes = np.frombuffer(self._buffer, np.uint8)
         self._is_brace = np.empty(len(self._buffer), bool)
@@ -287,7 +306,7 @@ class _Columns:
         while True:
             ends = self._braces(MARGIN + size)
             ends = ends[np.searchsorted(ends, MARGIN + begin) :]
-            last = self._regular(ends[-AFTER:])
+            last = ~np.any(self._irregular(ends[-AFTER:]), axis=1)
             if not np.all(last[-1:]):  # what follows the list
                 closing = True
                 ends = ends[: len(ends) - len(last) + int(np.append(0, np.flatnonzero(last) + 1)[-1])]
@@ -326,7 +345,7 @@ class _Columns:
         """Where the closing braces are, up to ``size``; eight bytes at a time, since few have one."""
         np.equal(self._bytes, ord("}"), out=self._is_brace)
         eights = self._is_brace.view("<u8")
-        found = np.flatnonzero(eights)
+        found = np.flatnonzero(eights != 0)  # numpy looks through truth values seven times as fast as through numbers
         words = eights[found]
         if np.any(words & (words - np.uint64(1))):  # two in eight bytes: where records end and the file does too
             at: NDArray[np.int64] = np.flatnonzero(self._is_brace[:size])
@@ -334,16 +353,14 @@ class _Columns:
             at = found * 8 + (np.log2(words.astype(float)) / 8).astype(np.int64)
         return at[: np.searchsorted(at, size)]
 
-    def _regular(self, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether what follows the prices of the records that end there is of the first one's form."""
-        rows = self._rows(ends + 1 - self._length, len(self._rest_form[0]) * 8)
-        regular: NDArray[np.bool_] = np.all(_fits(rows, self._rest_form), axis=1)
-        return regular
+    def _irregular(self, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """What follows the prices of the records that end there, word by word; zero where it is of the first one's form."""
+        return _misfit(self._rows(ends + 1 - self._length, len(self._rest_form[0]) * 8), self._rest_form)
 
     def _parse(
         self, begin: int, ends: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-        if not np.all(self._regular(ends)):
+        if np.any(self._irregular(ends)):
             raise _Irregular
         after = ends + 1 - self._length
         price, at = self._prices(after)
@@ -351,10 +368,10 @@ class _Columns:
         return self._pools(starts, at), self._times(after + self._time_at), price
 
     def _times(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
-        date, clock, seconds = (_digits(self._words[at + index]) for index in (0, 8, 11))
+        date, clock, seconds = (_digits(column) for column in self._rows(at, 24).T)
         year = _byte(date, 0) * 100 + _byte(date, 2)
         month, day = _byte(date, 5) - 1, _byte(clock, 0)
-        hour, minute, second = _byte(clock, 3), _byte(clock, 6), _byte(seconds, 6)
+        hour, minute, second = _byte(clock, 3), _byte(clock, 6), _byte(seconds, 1)
         index = (year - EARLIEST_YEAR) * 12 + month
         limits = ((year, EARLIEST_YEAR, LATEST_YEAR - 1), (month, 0, 11), (day, 1, 31), (hour, 0, 23), (minute, 0, 59))
         for field, least, most in (*limits, (second, 0, 59)):
@@ -370,7 +387,7 @@ class _Columns:
     def _prices(self, after: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Prices whose last digit is before ``after``, and where each begins."""
         word = self._words[after - 8]
-        usual = _fits(word, self._price_form) & (self._bytes[after - 9] == ord('"'))
+        usual = (_misfit(word, self._price_form) == 0) & (self._bytes[after - 9] == ord('"'))
         pairs = _digits(word)
         micro = (word & np.uint64(15)).astype(np.int64) * 1_000_000
         micro += _byte(pairs, 2) * 10_000 + _byte(pairs, 4) * 100 + _byte(pairs, 6)
@@ -418,12 +435,10 @@ class _Columns:
             ) + np.uint64(1)
             self._weights = odd[: first // 8], odd[first // 8 :]
         mixed = length.astype(np.uint64)
-        for rows, weights in zip(
-            (self._rows(starts, self._widths[0]), self._rows(at - self._widths[1], self._widths[1])),
-            self._weights,
-            strict=True,
-        ):
-            mixed += (rows ^ (rows >> np.uint64(32))) @ weights
+        for begin, width, weights in zip((starts, at - self._widths[1]), self._widths, self._weights, strict=True):
+            rows = self._rows(begin, width)
+            rows ^= rows >> np.uint64(32)
+            mixed += rows @ weights
         mixed *= np.uint64(0x9E3779B97F4A7C15)
         number = self._table[mixed >> np.uint64(64 - SLOTS)]
         missed = np.flatnonzero(self._known[number] != mixed)

@@ -96,7 +96,7 @@ def series(changes: list[tuple[int, float]]) -> tuple[Any, Any]:
 @settings(deadline=None)
 @given(CHANGES, st.integers(1, 300))
 def test_hours_since_above_as_by_the_minute(drawn: list[tuple[int, float]], window: int) -> None:
-    changes = sorted(((-at, price) for at, price in drawn), key=lambda change: change[0])
+    changes = sorted({-at: price for at, price in drawn}.items())
     found = spot_history.hours_since_above(*series(changes), BID, start=NOW - window * MINUTE, now=NOW)
     now_price = by_minute(changes, 0, 1)[0]
     if now_price is None:
@@ -115,7 +115,7 @@ def test_hours_since_above_as_by_the_minute(drawn: list[tuple[int, float]], wind
 @settings(deadline=None)
 @given(CHANGES, st.integers(1, 300))
 def test_quantiles_and_mean_as_by_the_minute(drawn: list[tuple[int, float]], window: int) -> None:
-    changes = sorted(((-at, price) for at, price in drawn), key=lambda change: change[0])
+    changes = sorted({-at: price for at, price in drawn}.items())
     seconds, prices = spot_history.spans(*series(changes), NOW - window * MINUTE, NOW)
     known = sorted(price for price in by_minute(changes, -window, 0) if price is not None)
     assert seconds.sum() == pytest.approx(len(known) * MINUTE)
@@ -130,7 +130,7 @@ def test_quantiles_and_mean_as_by_the_minute(drawn: list[tuple[int, float]], win
 @settings(deadline=None)
 @given(CHANGES, st.integers(1, 60), st.integers(1, 300))
 def test_windows_below_as_by_the_minute(drawn: list[tuple[int, float]], block: int, window: int) -> None:
-    changes = sorted(((-at, price) for at, price in drawn), key=lambda change: change[0])
+    changes = sorted({-at: price for at, price in drawn}.items())
     found = spot_history.windows_below(*series(changes), BID, block / 60, start=NOW - window * MINUTE, now=NOW)
     stayed = begun = 0
     for first in range(-block, -window - 1, -block):
@@ -196,7 +196,7 @@ def test_both_ways_of_reading_agree(
         patch.setattr(spot_history, "CHUNK", chunk * 104)  # records are cut everywhere
         found = spot_history.read_history(str(path))
     assert same(found, spot_history._read_any(path.read_bytes(), "x"))
-    assert same(found, spot_history.from_records(list(records)))
+    assert same(found, spot_history.from_records(records))
     assert found.extra == ({} if bare else {"Recorded": [{"a": "}{"}]})
 
 
@@ -296,7 +296,7 @@ def test_of_changes_in_one_second_the_last_counts_whatever_the_order_of_the_file
         path = tmp_path / "h.json"
         path.write_text(json.dumps({"SpotPriceHistory": records}))
         history = spot_history.read_history(str(path))
-        assert list(history.price) == [0.1, 0.2, 0.3]
+        assert list(history.price) == [0.2, 0.3]
         assert spot_history.price_at(*history.series(0), parse_time("2026-01-01T12:00:00Z")) == 0.2
 
 
