@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,14 +38,15 @@ THROTTLED = (
     "MaxConfigLimitExceeded",
 )
 PARALLEL = 8
+ATTEMPTS = 8
 
 Progress = Callable[[str, int], None]
 
 
 class Account:
-    """Clients of one profile. Requests that are throttled are tried again, ``attempts`` times in all."""
+    """Clients of one profile. Requests that are throttled are tried again, eight times in all unless ``AWS_MAX_ATTEMPTS`` says."""
 
-    def __init__(self, profile: str | None = None, attempts: int = 8) -> None:
+    def __init__(self, profile: str | None = None) -> None:
         if IMPORT_ERROR is not None:
             raise SpotError(f"the Python library {IMPORT_ERROR.name} is missing (needed: boto3)")
         try:
@@ -53,9 +55,10 @@ class Account:
             raise SpotError(
                 f"--profile: found {profile!r}, allowed: {', '.join(boto3.Session().available_profiles)}"
             ) from None
-        self._config = Config(
-            retries={"mode": "standard", "total_max_attempts": attempts}, user_agent_extra="umccr.pcgr/spot"
-        )
+        retries: dict[str, Any] = {"mode": "standard"}
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            retries["total_max_attempts"] = ATTEMPTS
+        self._config = Config(retries=retries, user_agent_extra="umccr.pcgr/spot")
 
     def regions(self) -> list[str]:
         """The regions that boto3 knows."""
