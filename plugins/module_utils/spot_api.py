@@ -55,7 +55,7 @@ class Account:
             raise SpotError(
                 f"--profile: found {profile!r}, allowed: {', '.join(boto3.Session().available_profiles)}"
             ) from None
-        retries: dict[str, Any] = {"mode": "standard"}
+        retries: Any = {"mode": "standard"}
         if "AWS_MAX_ATTEMPTS" not in os.environ:
             retries["total_max_attempts"] = ATTEMPTS
         self._config = Config(retries=retries, user_agent_extra="umccr.pcgr/spot")
