@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-fast test-slow bench lint format
+.PHONY: all help env demo test test-fast test-slow molecule bench lint format
 
 all: env help ## set the environment up, then show this help
 
@@ -25,6 +25,9 @@ test-fast: lint ## lint, unit and contract tests (under five minutes)
 
 test-slow: env ## the tests that build images and boot machines
 	$(PYTEST) -m slow -n 2 --dist loadfile
+
+molecule: env ## the roles in containers with systemd, part of test-slow (MOLECULE="default upgrade": these scenarios only)
+	MOLECULE="$(MOLECULE)" $(PYTEST) -rP tests/integration/test_molecule.py
 
 bench: env ## measure against what others do (NAME=databundle; BENCH_ARGS="--gib 1 --runs 1": shorter)
 	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)

@@ -17,11 +17,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from localcloud.image import build_base_image  # noqa: E402  (found by the line above)
+from localcloud import buildlock  # noqa: E402  (found by the line above)
+from localcloud.image import build_base_image  # noqa: E402
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "umccr.pcgr"
 MIRROR = CACHE / "mirror"
-TARGET_PYTHON = "3.11"  # Debian 12's, the guests' system
+TARGET_PYTHON = (
+    "3.10"  # the oldest of the targets (Ubuntu 22.04); the wheels are pure Python, so they serve newer ones too
+)
 
 Progress = Callable[[str], None]
 
@@ -65,13 +68,19 @@ def follow(command: list[str | Path], log: Path, *, what: str, env: Mapping[str,
 
 
 def prepare_images(log: Path, progress: Progress) -> None:
-    """Make what the region needs, each only when its recipe has changed: the rehearsal's files, wheels, the base image."""
+    """Make what the region needs, each only when its recipe has changed: the mirror's files, the base image."""
+    prepare_mirror(log, progress)
+    build_base_image(CACHE, progress)
+
+
+def prepare_mirror(log: Path, progress: Progress) -> None:
+    """Make what machines fetch from MIRROR, each only when its recipe has changed: the rehearsal's files, wheels."""
     MIRROR.mkdir(parents=True, exist_ok=True)
     build = ROOT / "tests/rehearsal/build.py"
     for line in follow([sys.executable, build, "--out", MIRROR], log, what="building the rehearsal image"):
         progress(line)
-    prepare_wheels(log, progress)
-    build_base_image(CACHE, progress)
+    with buildlock.held(MIRROR / ".wheels.lock", progress, "the consumer's wheels"):
+        prepare_wheels(log, progress)
 
 
 def prepare_wheels(log: Path, progress: Progress) -> None:
@@ -84,8 +93,12 @@ def prepare_wheels(log: Path, progress: Progress) -> None:
     progress("downloading the consumer's wheels")
     fresh = MIRROR / "wheels.new"
     shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    listing = fresh / "requirements.txt"
+    # pip would judge the conditions by the Python it runs on
+    listing.write_text(re.sub(r"(?m) ;.*?(?= \\$)", "", requirements.read_text()))
     pip: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    pip += ["--only-binary=:all:", "--python-version", TARGET_PYTHON, "-r", requirements, "-d", fresh]
+    pip += ["--only-binary=:all:", "--python-version", TARGET_PYTHON, "-r", listing, "-d", fresh]
     run(pip, log, what="downloading the consumer's wheels")
     links = "".join(f'<a href="{wheel.name}">{wheel.name}</a>\n' for wheel in sorted(fresh.glob("*.whl")))
     (fresh / "index.html").write_text(links)
