@@ -94,7 +94,7 @@ MAKE = {
     "ext4": ["mkfs.ext4", "-q", "-m", "0", "-L", "pcgr-data"],
     "xfs": ["mkfs.xfs", "-q", "-L", "pcgr-data"],
 }
-READABLE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "erofs", "squashfs")
+READABLE = ("ext2", "ext3", "ext4", "xfs", "erofs", "squashfs")
 ENDS = 8 << 20  # bytes looked at, at the beginning and the end of a device; all signatures known to libblkid lie there
 # A rest of the device that is smaller does not count: file systems grow by groups, and cannot always use it.
 LEAST_GROWTH = 16 << 20
@@ -170,13 +170,12 @@ class Volume:
         self.module = module
         self.name = name
 
-    def run(self, *command: str) -> str:
-        """Output of a program; raises VolumeError when it fails."""
+    def run(self, *command: str, what: str | None = None) -> str:
+        """Output of a program; raises VolumeError, with its name or `what`, when it fails."""
         status, out, err = self.module.run_command([*command], environ_update={"LC_ALL": "C"})
         if status:
-            raise VolumeError(
-                f"{self.name}: {command[0]} failed: {(err or out or f'status {status}').strip().splitlines()[-1]}"
-            )
+            said = " ".join((err or out or f"status {status}").split())
+            raise VolumeError(f"{self.name}: {what or command[0]} failed: {said}")
         return str(out)
 
     def signatures(self) -> list[str]:
@@ -239,7 +238,9 @@ class Volume:
         """Names at the top of the volume, by a mount that nobody else sees and that ends with the program that looks."""
         place = tempfile.mkdtemp(dir=self.module.tmpdir)
         look = 'mount -t "$1" -o "$2" "$3" "$4" && ls -A "$4"'
-        return self.run("unshare", "--mount", "sh", "-c", look, "sh", kind, options, self.name, place).splitlines()
+        return self.run(
+            "unshare", "--mount", "sh", "-c", look, "sh", kind, options, self.name, place, what="mount"
+        ).splitlines()
 
     def used(self, filesystem: str, path: str) -> int:
         """Bytes of the device that the mounted file system spans."""
@@ -305,6 +306,8 @@ def ready(module: AnsibleModule) -> dict[str, Any]:
             answer["filesystem"] = volume.readable()
         if kind == "file":
             answer["options"] += ",loop"
+        if kind == "nfs" and module.check_mode and not module.get_bin_path("mount.nfs"):
+            return answer  # the package is yet to be installed
         there = os.path.ismount(params["path"]) if kind != "device" else is_mounted(source, params["path"])
         found = os.listdir(params["path"]) if there else volume.holds(answer["filesystem"], answer["options"])
         if missing := [name for name in params["folders"] if name not in found]:

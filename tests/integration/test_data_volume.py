@@ -415,6 +415,14 @@ def test_a_volume_without_the_data_is_not_mounted(machine: Machine, tmp_path: Pa
     assert machine.run("cat", "/etc/fstab") == ""
 
 
+def test_an_export_that_cannot_be_reached_yet_is_predicted(machine: Machine) -> None:
+    export = {"source": "127.0.0.1:/none", "readonly": True, "folders": ["bundles"]}
+    machine.run("sh", "-c", "! type mount.nfs || mount --bind /dev/null $(which mount.nfs)", check=False)
+    answer = machine.module(check=True, **export)
+    assert (answer["changed"], answer["filesystem"]) == (False, "nfs")
+    assert "127.0.0.1:/none: mount failed: " in machine.module(**export)["msg"]
+
+
 @pytest.mark.parametrize(("content", "said"), [(b"", "holds no file system"), (b"LUKS\xba\xbe\x00\x01", "crypto_LUKS")])
 def test_a_volume_that_cannot_be_mounted_is_refused(machine: Machine, content: bytes, said: str) -> None:
     file = machine.disk()
@@ -422,4 +430,4 @@ def test_a_volume_that_cannot_be_mounted_is_refused(machine: Machine, content: b
         out.write(content)
     answer = machine.module(readonly=True)
     assert said in answer["msg"]
-    assert "must hold one of ext2, ext3, ext4, xfs, btrfs, erofs, squashfs" in answer["msg"]
+    assert "must hold one of ext2, ext3, ext4, xfs, erofs, squashfs" in answer["msg"]
