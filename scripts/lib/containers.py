@@ -23,15 +23,15 @@ from localcloud import buildlock, hostapt
 SUITES = {"debian-12": "bookworm", "debian-13": "trixie", "ubuntu-22.04": "jammy", "ubuntu-24.04": "noble"}
 # What the systems' own cloud images have too. sudo is not here: in a container one is root.
 PACKAGES = ("ca-certificates", "dbus", "iproute2", "procps", "python3", "python3-apt", "systemd-sysv", "tzdata")
-UBUNTU = "http://archive.ubuntu.com/ubuntu"
+UBUNTU, UBUNTU_SUITES = "http://archive.ubuntu.com/ubuntu", ("jammy", "noble")
+UBUNTU_KEYS = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 
 
 def sources(suite: str) -> dict[str, str]:
     """File name -> text of apt's sources: this host's, turned to the suite; empty where mmdebstrap's own will do."""
-    if suite in ("jammy", "noble"):
+    if suite in UBUNTU_SUITES:
         pockets = " ".join([suite, f"{suite}-updates", f"{suite}-security"])
-        keys = "Signed-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg"
-        stanza = f"Types: deb\nURIs: {UBUNTU}\nSuites: {pockets}\nComponents: main universe\n{keys}\n"
+        stanza = f"Types: deb\nURIs: {UBUNTU}\nSuites: {pockets}\nComponents: main universe\nSigned-By: {UBUNTU_KEYS}\n"
         return {"ubuntu.sources": stanza}
     return {name: text.replace(hostapt.SUITE, suite) for name, text in hostapt.read().sources.items()}
 
@@ -40,7 +40,8 @@ def tree(system: str) -> Path:
     """The system's files as a tar, made when its recipe has changed."""
     suite = SUITES[system]
     lists, options, authorities = sources(suite), hostapt.read().options, hostapt.certificate_authorities()
-    recipe = json.dumps([PACKAGES, suite, lists, options, {n: t.decode("latin-1") for n, t in authorities.items()}])
+    packages = (*PACKAGES, "apt", "ubuntu-keyring") if suite in UBUNTU_SUITES else PACKAGES
+    recipe = json.dumps([packages, suite, lists, options, {n: t.decode("latin-1") for n, t in authorities.items()}])
     target = road.CACHE / f"container-{system}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.tar"
     road.CACHE.mkdir(parents=True, exist_ok=True)
     with buildlock.held(road.CACHE / f".container-{system}.lock", say, f"the image of {system}"):
@@ -53,8 +54,7 @@ def tree(system: str) -> Path:
                 for name, content in authorities.items():
                     Path(folder, "trusted", name).write_bytes(content)
                 part = target.with_suffix(".part")
-                command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-                command += ["--components=main,universe"] if suite in ("jammy", "noble") else []
+                command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
                 command += [f"--aptopt={option}" for option in options]
                 command += [f"--customize-hook=sync-in {folder}/trusted /usr/local/share/ca-certificates"]
                 command += ['--customize-hook=chroot "$1" update-ca-certificates', "--format=tar"]
