@@ -13,7 +13,7 @@ from . import spot_api
 from .spot_choice import Choice, Wish, choose, meets
 from .spot_evidence import Evidence, add_advisor, add_log, add_on_demand, add_scores, add_types, read_json
 from .spot_history import HOUR, History, from_records, price_at, read_history
-from .spot_log import SpotError, lives, read_log
+from .spot_log import SpotError, lives, losses, read_log, spent_on_demand
 
 DEFAULT_SIZE = (4, 16)  # vCPUs and GiB asked for when nothing is said; PCGR wants about 8 GB for a whole-genome sample
 LARGEST = 4  # times the vCPUs asked for: larger types are not fetched
@@ -80,6 +80,52 @@ def decide(
     choice = choose(found.histories, found.evidence, found.wish, now)
     choice.notes = found.notes + choice.notes
     return choice, found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a machine of ``name`` is launched on demand: after ``losses`` interruptions in a row within a day, as long as the
+    on-demand machines of that name cost less than ``usd`` in 30 days, this one for ``hours`` included."""
+
+    name: str
+    losses: int
+    usd: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Market:
+    """Where to launch: on ``spot`` or not, the type for on demand (None: not allowed or not known), and why."""
+
+    spot: bool
+    on_demand_type: str | None
+    why: list[str]
+
+
+def market(choice: Choice, evidence: Evidence, budget: Budget, now: float) -> Market:
+    """Spot or on demand, by our own log and the budget."""
+    lost = losses(evidence.lives, budget.name, now)
+    best = choice.rows[0]
+    why = [
+        f"{len(choice.pools)} spot pools of {len({pool.type for pool in choice.pools})} types in "
+        f"{len({pool.zone for pool in choice.pools})} zones; best {best.pool.type} in {best.pool.zone}, {best.price:.4f} US dollars per hour"
+        + (f", {best.share:.0%} of on demand" if best.share else "")
+        + f", rests on {', '.join(best.rests_on)}",
+        *choice.notes,
+        f"interrupted {lost} times in a row within a day; on demand after {budget.losses}",
+    ]
+    known = [(row.on_demand, row.pool.type) for row in choice.rows if row.on_demand]
+    if not budget.usd:
+        return Market(True, None, [*why, "never on demand: no budget for it"])
+    if not known:
+        return Market(True, None, [*why, "never on demand: its price is not known"])
+    price, kind = min(known)
+    spent = spent_on_demand(evidence.lives, budget.name, now, {of: dollars for dollars, of in known})
+    cost = price * budget.hours
+    what = f"{kind} for {budget.hours:g} h would cost {cost:.2f} US dollars on demand, {spent:.2f} of {budget.usd:.2f} spent in 30 days"
+    if spent + cost > budget.usd:
+        return Market(True, None, [*why, f"not on demand: {what}"])
+    return Market(lost < budget.losses and bool(choice.pools), kind, [*why, f"on demand is in the budget: {what}"])
 
 
 def _ask(found: Gathered, inputs: Inputs, now: float, progress: spot_api.Progress | None) -> None:

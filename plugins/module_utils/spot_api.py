@@ -39,6 +39,8 @@ THROTTLED = (
 )
 PARALLEL = 8
 ATTEMPTS = 8
+# For what is asked beside the prices: the choice is made without, so nobody waits long.
+COURTESY_SECONDS = 10
 
 Progress = Callable[[str, int], None]
 
@@ -79,7 +81,16 @@ class Account:
     def client(self, service: str, region: str) -> Any:
         """A client of a service; made here, one after the other, since a session is not for several threads."""
         made: Callable[..., Any] = self._session.client
-        return made(service, region_name=region, config=self._config)
+        config = (
+            self._config
+            if service == "ec2"
+            else self._config.merge(
+                Config(
+                    connect_timeout=COURTESY_SECONDS, read_timeout=COURTESY_SECONDS, retries={"total_max_attempts": 2}
+                )
+            )
+        )
+        return made(service, region_name=region, config=config)
 
 
 @contextmanager

@@ -143,11 +143,17 @@ def losses(found: list[Life], name: str, now: float, hours: float = 24) -> int:
     return count
 
 
-def spent_on_demand(found: list[Life], name: str, now: float, days: float = 30) -> float:
-    """US dollars that on-demand machines of a name have cost in the last days; one that has not ended counts to now."""
+def spent_on_demand(
+    found: list[Life], name: str, now: float, prices: dict[str, float] | None = None, days: float = 30
+) -> float:
+    """US dollars that on-demand machines of a name have cost in the last days; one that has not ended counts to now.
+
+    ``prices`` (by type) stand in where the log has none.
+    """
     total = 0.0
     for life in found:
-        if life.name == name and life.market == "on-demand" and life.usd_per_hour:
+        price = life.usd_per_hour or (prices or {}).get(life.type)
+        if life.name == name and life.market == "on-demand" and price:
             end = life.until if life.over else now
-            total += max(end - max(life.started, now - days * 24 * HOUR), 0) / HOUR * life.usd_per_hour
+            total += max(end - max(life.started, now - days * 24 * HOUR), 0) / HOUR * price
     return total

@@ -19,13 +19,29 @@ attributes:
 options:
   name: {description: Value of the tag, and the machine's name., type: str, required: true}
   state:
-    description: V(absent) terminates all instances with the tag.
+    description:
+      - V(absent) terminates all instances with the tag.
+      - V(found) returns the instance if there is one, launches none, and brings O(log) up to date.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, found]
     default: present
   image: {description: Image to launch from., type: str}
   instance_type: {description: Instance type., type: str}
   spot: {description: "Launch as a spot instance that is never stopped or hibernated, at most at the on-demand price.", type: bool, default: false}
+  pools:
+    description:
+      - With O(spot), where the machine may come from. An EC2 Fleet takes it from the pool that has most room at a good price
+        (allocation strategy C(price-capacity-optimized)), and O(instance_type) is not used.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      type: {description: Instance type., type: str, required: true}
+      zone: {description: Availability zone. Not used with O(subnet)., type: str, required: true}
+  fallback_type: {description: Instance type launched on demand when none of O(pools) has a machine. Unset, that is a failure., type: str}
+  log:
+    description: File on the controller that gets a line for each launch, interruption and end, one JSON object each. Unset, none is written.
+    type: path
   key_name: {description: Key pair., type: str}
   security_group_ids: {description: Security groups., type: list, elements: str, default: []}
   subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
@@ -65,6 +81,7 @@ machine:
     spot: {description: Whether it is a spot instance., type: bool, returned: success}
     image: {description: Image it was launched from., type: str, returned: success}
     data_volume: {description: "Id of its second volume; null when it has none.", type: str, returned: success}
+fell_back: {description: Why the machine is on demand although spot was asked for; null when it is not., type: str, returned: always}
 usd_per_hour: {description: "Price of the machine in US dollars per hour, without disk; null when it cannot be found out.", type: float, returned: always}
 ended: {description: Ids of the instances that were terminated., type: list, elements: str, returned: always}
 """
@@ -81,6 +98,8 @@ except ImportError:
     pass  # AnsibleAWSModule tells
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.umccr.pcgr.plugins.module_utils import spot_launch
+from ansible_collections.umccr.pcgr.plugins.module_utils.spot_log import SpotError
 
 TAG = "umccr.pcgr"
 # A name that every instance type takes; the machine's system names disks its own way.
@@ -151,16 +170,21 @@ def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def launch(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Launch the machine; waits for a fresh instance profile to become known."""
+def launch(ec2: Any, params: dict[str, Any]) -> tuple[str, str | None]:
+    """Launch the machine; waits for a fresh instance profile to become known. Returns its id, and why it is not spot although asked."""
     arguments = request(ec2, params)
     end = time.monotonic() + PROFILE_DELAY
     while True:
         try:
-            return dict(ec2.run_instances(**arguments)["Instances"][0])
-        except ClientError as error:
+            if params["spot"] and params["pools"]:
+                return spot_launch.fleet(ec2, arguments, params["pools"], {"Key": TAG, "Value": params["name"]}), None
+            return str(ec2.run_instances(**arguments)["Instances"][0]["InstanceId"]), None
+        except (ClientError, spot_launch.NoCapacity) as error:
             if "iamInstanceProfile" not in str(error) or time.monotonic() > end:
-                raise
+                if isinstance(error, ClientError) or not params["fallback_type"]:
+                    raise
+                on_demand = params | {"spot": False, "pools": [], "instance_type": params["fallback_type"]}
+                return launch(ec2, on_demand)[0], str(error)
         time.sleep(3)
 
 
@@ -247,14 +271,24 @@ def present(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
     stopped = [machine["InstanceId"] for machine in found if machine["State"]["Name"] in ("stopping", "stopped")]
     changed = not found or bool(stopped)
     if module.check_mode and changed:
-        return {"changed": True, "machine": {}, "usd_per_hour": None, "ended": []}
+        return {"changed": True, "machine": {}, "usd_per_hour": None, "ended": [], "fell_back": None}
     if stopped:
         if found[0]["State"]["Name"] == "stopping":
             ec2.get_waiter("instance_stopped").wait(InstanceIds=stopped)
         ec2.start_instances(InstanceIds=stopped)
-    instance = found[0]["InstanceId"] if found else launch(ec2, params)["InstanceId"]
+    instance, fell_back = (found[0]["InstanceId"], None) if found else launch(ec2, params)
     machine = describe(wait(ec2, params["name"], instance, params["wait_seconds"]))
-    return {"changed": changed, "machine": machine, "usd_per_hour": price(module, ec2, machine), "ended": []}
+    answer = {"changed": changed, "machine": machine, "usd_per_hour": price(module, ec2, machine), "ended": []}
+    if params["log"] and not found:
+        spot_launch.launched(params["log"], machine, params["name"], answer["usd_per_hour"])
+    return answer | {"fell_back": fell_back}
+
+
+def look(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
+    """The machine if there is one; what the module returns."""
+    found = find(ec2, module.params["name"])
+    machine = describe(found[0]) if found else {}
+    return {"changed": False, "machine": machine, "usd_per_hour": None, "ended": [], "fell_back": None}
 
 
 def absent(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
@@ -263,7 +297,9 @@ def absent(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
     if ended and not module.check_mode:
         ec2.terminate_instances(InstanceIds=ended)
         wait_ended(ec2, ended, module.params["wait_seconds"])
-    return {"changed": bool(ended), "machine": {}, "usd_per_hour": None, "ended": ended}
+    if module.params["log"] and not module.check_mode:
+        spot_launch.settle(ec2, module.params["log"], module.params["name"])
+    return {"changed": bool(ended), "machine": {}, "usd_per_hour": None, "ended": ended, "fell_back": None}
 
 
 def wait_ended(ec2: Any, instances: list[str], seconds: int) -> None:
@@ -284,10 +320,18 @@ def main() -> None:
     module = AnsibleAWSModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "absent", "found"], "default": "present"},
             "image": {"type": "str"},
             "instance_type": {"type": "str"},
             "spot": {"type": "bool", "default": False},
+            "pools": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"type": {"type": "str", "required": True}, "zone": {"type": "str", "required": True}},
+            },
+            "fallback_type": {"type": "str"},
+            "log": {"type": "path"},
             "key_name": {"type": "str", "no_log": False},
             "security_group_ids": {"type": "list", "elements": "str", "default": []},
             "subnet": {"type": "str"},
@@ -302,8 +346,10 @@ def main() -> None:
     )
     ec2 = module.client("ec2")
     try:
-        answer = present(module, ec2) if module.params["state"] == "present" else absent(module, ec2)
-    except MachineError as error:
+        if module.params["log"] and not module.check_mode:
+            spot_launch.settle(ec2, module.params["log"], module.params["name"])
+        answer = {"present": present, "absent": absent, "found": look}[module.params["state"]](module, ec2)
+    except (MachineError, SpotError, spot_launch.NoCapacity) as error:
         module.fail_json(msg=str(error))
     except (BotoCoreError, ClientError) as error:
         module.fail_json_aws(error, msg=f"machine {module.params['name']}")

@@ -1,0 +1,327 @@
+"""aws_spot auto: the lookup's choice, the fleet that launches from it, and the log that both share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from moto import mock_aws
+
+from plugins.module_utils.spot_log import SpotError, append, lives, losses, parse_time, read_log, spent_on_demand
+from tests.unit.module_runner import ROOT, load, run
+
+REGION = "ap-southeast-2"
+NOW = "2026-11-23T00:00:00Z"
+POOLS = [{"type": "m6i.xlarge", "zone": f"{REGION}b"}, {"type": "m5.xlarge", "zone": f"{REGION}a"}]
+
+
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setattr(load("modules.ec2_machine").time, "sleep", lambda _seconds: None)
+    with mock_aws():
+        yield
+
+
+def ec2() -> Any:
+    return boto3.client("ec2", region_name=REGION)
+
+
+def machine(**more: Any) -> dict[str, Any]:
+    image = ec2().describe_images()["Images"][0]["ImageId"]
+    return run(
+        "ec2_machine",
+        **(
+            {
+                "name": "demo",
+                "region": REGION,
+                "image": image,
+                "instance_type": "c5.large",
+                "volume_gb": 20,
+                "spot": True,
+            }
+            | more
+        ),
+    )
+
+
+def events(path: Path) -> list[tuple[str, str]]:
+    return [(event["event"], event["machine"]) for event in map(json.loads, path.read_text().splitlines())]
+
+
+# ---- the fleet
+
+
+def test_a_machine_comes_from_the_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    launch = load("module_utils.spot_launch")
+    plain = launch.fleet
+
+    class Client:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def create_fleet(self, **arguments: Any) -> Any:
+            asked.append(arguments)
+            return self.inner.create_fleet(**arguments)
+
+    monkeypatch.setattr(launch, "fleet", lambda client, *more: plain(Client(client), *more))
+    log = tmp_path / "state/spot.jsonl"
+    answer = machine(pools=POOLS, log=str(log))
+    assert (answer["machine"]["type"], answer["machine"]["spot"]) == ("m6i.xlarge", True), answer
+    [arguments] = asked
+    assert arguments["SpotOptions"]["AllocationStrategy"] == "price-capacity-optimized"
+    assert arguments["Type"] == "instant"
+    assert arguments["LaunchTemplateConfigs"][0]["Overrides"] == [
+        {"InstanceType": pool["type"], "AvailabilityZone": pool["zone"]} for pool in POOLS
+    ]
+    assert ec2().describe_launch_templates()["LaunchTemplates"] == []
+    [launched] = read_log(str(log))
+    assert (launched["market"], launched["type"], launched["name"]) == ("spot", "m6i.xlarge", "demo")
+    assert machine(pools=POOLS, log=str(log))["changed"] is False
+    assert [kind for kind, _machine in events(log)] == ["launched", "seen"]
+
+
+def test_no_capacity_is_told_or_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.client
+
+    plain = botocore.client.BaseClient._make_api_call
+
+    def refuse(self: Any, operation: str, arguments: Any) -> Any:
+        if operation == "CreateFleet":
+            return {
+                "Instances": [],
+                "Errors": [{"ErrorCode": "InsufficientInstanceCapacity", "ErrorMessage": "none left"}],
+            }
+        return plain(self, operation, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
+    failed = machine(pools=POOLS)
+    assert failed["msg"] == "no spot machine in any of 2 pools: InsufficientInstanceCapacity: none left"
+    assert ec2().describe_launch_templates()["LaunchTemplates"] == []
+    log = tmp_path / "spot.jsonl"
+    answer = machine(pools=POOLS, fallback_type="r5.xlarge", log=str(log))
+    assert (answer["machine"]["type"], answer["machine"]["spot"]) == ("r5.xlarge", False)
+    assert answer["fell_back"] == failed["msg"]
+    assert read_log(str(log))[0]["market"] == "on-demand"
+
+
+def test_the_log_learns_what_became_of_machines(tmp_path: Path) -> None:
+    log = tmp_path / "spot.jsonl"
+    ours = machine(pools=POOLS, log=str(log))["machine"]["id"]
+    append(
+        str(log), "launched", parse_time(NOW), machine="i-gone", type="m5.xlarge", zone="z", market="spot", name="demo"
+    )
+    append(
+        str(log),
+        "launched",
+        parse_time(NOW),
+        machine="i-other",
+        type="m5.xlarge",
+        zone="z",
+        market="spot",
+        name="other",
+    )
+    run("ec2_machine", name="demo", region=REGION, state="absent", log=str(log), check=True)
+    assert len(events(log)) == 3
+    run("ec2_machine", name="demo", region=REGION, state="absent", log=str(log))
+    assert events(log)[3:] == [("ended", "i-gone"), ("seen", ours), ("ended", ours)]
+    assert run("ec2_machine", name="demo", region=REGION, state="found", log=str(log))["machine"] == {}
+    assert len(events(log)) == 6
+
+
+def test_an_interruption_is_told_from_an_end() -> None:
+    launch = load("module_utils.spot_launch")
+
+    class Client:
+        reason = "Server.SpotInstanceTermination"
+
+        def describe_instances(self, **_: Any) -> Any:
+            state = {"State": {"Name": "terminated"}, "StateReason": {"Code": self.reason}}
+            found = state | {"StateTransitionReason": "Server.SpotInstanceTermination (2026-11-22 10:00:00 GMT)"}
+            return {"Reservations": [{"Instances": [found]}]}
+
+    def settled(path: Path, reason: str) -> dict[str, Any]:
+        append(
+            str(path),
+            "launched",
+            parse_time("2026-11-22T08:00:00Z"),
+            machine="i-1",
+            type="t",
+            zone="z",
+            market="spot",
+            name="demo",
+        )
+        Client.reason = reason
+        launch.settle(Client(), str(path), "demo")
+        return read_log(str(path))[-1]
+
+    with tempfile.TemporaryDirectory() as folder:
+        lost = settled(Path(folder) / "a", "Server.SpotInstanceTermination")
+        assert (lost["event"], lost["time"]) == ("interrupted", parse_time("2026-11-22T10:00:00Z"))
+        assert settled(Path(folder) / "b", "Client.InstanceInitiatedShutdown")["event"] == "ended"
+
+
+# ---- the log
+
+
+def write(path: Path, *ends: str, market: str = "spot") -> None:
+    """Machines of an hour each, the newest last, that ended so."""
+    for number, end in enumerate(ends):
+        start = parse_time(NOW) - (len(ends) - number) * 2 * 3600
+        append(
+            str(path),
+            "launched",
+            start,
+            machine=f"i-{number}",
+            type="m5.xlarge",
+            zone="z",
+            market=market,
+            name="demo",
+            usd_per_hour=0.2,
+        )
+        append(str(path), end, start + 3600, machine=f"i-{number}")
+
+
+def test_losses_in_a_row_and_money_spent(tmp_path: Path) -> None:
+    now = parse_time(NOW)
+    for ends, count in (
+        (["interrupted"] * 3, 3),
+        (["interrupted", "ended", "interrupted"], 1),
+        (["interrupted", "ended"], 0),
+    ):
+        path = tmp_path / "-".join(ends)
+        write(path, *ends)
+        found = lives(read_log(str(path)), now)
+        assert losses(found, "demo", now) == count
+        assert losses(found, "other", now) == losses(found, "demo", now + 48 * 3600) == 0
+        assert spent_on_demand(found, "demo", now) == 0
+    path = tmp_path / "demand"
+    write(path, "ended", "seen", market="on-demand")
+    found = lives(read_log(str(path)), now)
+    assert spent_on_demand(found, "demo", now) == pytest.approx(0.2 * (1 + 2))  # the second still runs
+    assert spent_on_demand(found, "demo", now + 31 * 24 * 3600) == pytest.approx(0.2 * 30 * 24)
+    assert losses(found, "demo", now) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("x", "line 2: found 'x'"),
+        ('{"event": "ended", "machine": "i"}', "line 2"),
+        ('{"time": "2026-11-23T00:00:00Z", "event": "born", "machine": "i"}', "line 2"),
+        (
+            '{"time": "2026-11-23T00:00:00Z", "event": "launched", "machine": "i", "type": "t", "zone": "z", "market": "grey"}',
+            "market: found 'grey'",
+        ),
+        ('{"time": "2026-11-23T00:00:00Z", "event": "sample", "machine": "i", "hours": 0}', "hours: found 0"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, told: str) -> None:
+    path = tmp_path / "log"
+    append(str(path), "seen", parse_time(NOW), machine="i")
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(SpotError, match=told):
+        read_log(str(path))
+
+
+# ---- the lookup
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Any]:
+    prices = [
+        {
+            "AvailabilityZone": f"{REGION}{zone}",
+            "InstanceType": f"{family}.xlarge",
+            "ProductDescription": "Linux/UNIX",
+            "SpotPrice": price,
+            "Timestamp": "2026-06-01T00:00:00Z",
+        }
+        for family, price in (("m5", "0.08"), ("m6i", "0.09"), ("r5", "0.10"))
+        for zone in "ab"
+    ]
+    (tmp_path / "prices.json").write_text(json.dumps(prices))
+    (tmp_path / "demand.json").write_text(json.dumps({"m5.xlarge": 0.24, "m6i.xlarge": 0.25, "r5.xlarge": 0.30}))
+    return {
+        "history": [str(tmp_path / "prices.json")],
+        "on_demand": str(tmp_path / "demand.json"),
+        "log": str(tmp_path / "log"),
+        "now": NOW,
+    }
+
+
+def ansible(*types: str, **options: Any) -> str:
+    """Output of a playbook's expression, by the real program."""
+    arguments = [repr(kind) for kind in types] + [f"{name}={value!r}" for name, value in options.items()]
+    message = "{{ lookup('umccr.pcgr.spot', " + ", ".join(arguments) + ") }}"
+    command = [
+        Path(sys.executable).with_name("ansible"),
+        "localhost",
+        "-m",
+        "debug",
+        "-a",
+        json.dumps({"msg": message}),
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"COLUMNS": "500"}
+    ).stdout
+
+
+def choice(*types: str, **options: Any) -> dict[str, Any]:
+    out = ansible(*types, **options)
+    assert "SUCCESS" in out, out
+    found: dict[str, Any] = yaml.safe_load(out[out.index("=>") + 2 :])["msg"]
+    return found
+
+
+def test_the_lookup_picks_a_set_and_says_why(files: dict[str, Any]) -> None:
+    found = choice(regions=[REGION], **files)
+    assert (found["spot"], found["on_demand_type"], found["maximum_price"]) == (True, None, None)
+    assert {(pool["type"], pool["zone"]) for pool in found["pools"]} == {
+        (f"{f}.xlarge", f"{REGION}{z}") for f in ("m5", "m6i", "r5") for z in "ab"
+    }
+    assert found["why"][0].startswith(
+        "6 spot pools of 3 types in 2 zones; best m5.xlarge in ap-southeast-2a, 0.0800 US dollars per hour, 33% of"
+    )
+    assert found["why"][-1] == "never on demand: no budget for it"
+    assert {row["type"] for row in choice("m5.xlarge", **files)["rows"]} == {"m5.xlarge"}
+
+
+def test_on_demand_after_losses_within_the_budget(files: dict[str, Any]) -> None:
+    write(Path(files["log"]), "interrupted", "interrupted")
+    budget = {"name": "demo", "losses": 2, "budget_usd": 10.0, "budget_hours": 24.0}
+    found = choice(**files, **budget)
+    assert (found["spot"], found["on_demand_type"]) == (False, "m5.xlarge")
+    assert "interrupted 2 times in a row" in " ".join(found["why"])
+    for other in ({"losses": 3}, {"name": "someone else"}):
+        found = choice(**files, **(budget | other))
+        assert (found["spot"], found["on_demand_type"]) == (True, "m5.xlarge")
+    found = choice(**files, **(budget | {"budget_usd": 5.0}))
+    assert (found["spot"], found["on_demand_type"]) == (True, None)
+    assert (
+        found["why"][-1]
+        == "not on demand: m5.xlarge for 24 h would cost 5.76 US dollars on demand, 0.00 of 5.00 spent in 30 days"
+    )
+
+
+def test_the_lookup_refuses_in_one_line(files: dict[str, Any]) -> None:
+    out = ansible("x9.large", **files)
+    assert "FAILED" in out
+    assert "no price of type x9.large; the history has m5.xlarge, m6i.xlarge, r5.xlarge" in out
+    assert "now: Invalid isoformat string" in ansible(**(files | {"now": "yesterday"}))
