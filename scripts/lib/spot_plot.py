@@ -186,8 +186,8 @@ def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
         else f"odds: a sample of {choice.work.hours:g} h is not interrupted"
     )
     axes.set_title("Cost against odds, 90 % intervals", loc="left", fontsize=10, fontweight="bold")
-    axes.margins(x=0.16, y=0.12)
-    axes.legend(loc="lower right", bbox_to_anchor=(0.93, 0.02), fontsize=8, frameon=False)
+    axes.margins(x=0.24, y=0.12)
+    axes.legend(loc="lower right", bbox_to_anchor=(0.86, 0.02), fontsize=8, frameon=False)
     plain(axes)
 
 
