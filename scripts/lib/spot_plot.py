@@ -155,7 +155,7 @@ def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
     )
     labelled: list[Row] = [best[0], best[-1]] if len(best) > 1 else best
     for place, row in enumerate(labelled):
-        offset, align = ((-7, -3), "right") if place == 0 else ((0, 9), "center")
+        offset, align = ((0, -16), "center") if place == 0 else ((0, 9), "center")
         axes.annotate(
             f"{row.pool.type}, {row.pool.zone[-2:]}",
             (row.cost.mean, odds(row).mean),
@@ -186,8 +186,8 @@ def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
         else f"odds: a sample of {choice.work.hours:g} h is not interrupted"
     )
     axes.set_title("Cost against odds, 90 % intervals", loc="left", fontsize=10, fontweight="bold")
-    axes.margins(x=0.24, y=0.12)
-    axes.legend(loc="lower right", bbox_to_anchor=(0.86, 0.02), fontsize=8, frameon=False)
+    axes.margins(x=0.16, y=0.12)
+    axes.legend(loc="lower right", bbox_to_anchor=(0.84, 0.02), fontsize=8, frameon=False)
     plain(axes)
 
 
