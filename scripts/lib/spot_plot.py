@@ -155,15 +155,9 @@ def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
     )
     labelled: list[Row] = [best[0], best[-1]] if len(best) > 1 else best
     for place, row in enumerate(labelled):
-        offset, align = ((0, -16), "center") if place == 0 else ((0, 9), "center")
-        axes.annotate(
-            f"{row.pool.type}, {row.pool.zone[-2:]}",
-            (row.cost.mean, odds(row).mean),
-            xytext=offset,
-            textcoords="offset points",
-            fontsize=8,
-            ha=align,
-        )
+        at, away = (odds(row).low, -13) if place == 0 else (odds(row).mean, 9)
+        label = f"{row.pool.type}, {row.pool.zone[-2:]}"
+        axes.annotate(label, (row.cost.mean, at), xytext=(0, away), textcoords="offset points", fontsize=8, ha="center")
     demands = [row.on_demand for row in rows if row.on_demand]
     if demands:
         work = choice.work
