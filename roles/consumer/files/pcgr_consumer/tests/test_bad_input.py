@@ -247,6 +247,13 @@ def test_a_name_off_the_convention_is_refused(world: Any, make: Any, key: str) -
     assert world.runtime.jobs == []
 
 
+def test_a_machine_that_refused_a_sample_is_marked_too(spool: Any, make: Any) -> None:
+    """In a spool folder the bytes were on this machine before anyone looked at their name."""
+    spool.put(make.tarball(), "in/no-convention.tar.gz")
+    assert spool.settle() == ["failed"]
+    assert (spool.settings.state_dir / "processed-samples").is_file()
+
+
 def test_a_name_cannot_write_into_logs(spool: Any, make: Any, caplog: pytest.LogCaptureFixture) -> None:
     key = "in/a\nERROR all is lost\x1b[2J-000001-somatic.tar.gz"
     spool.put(make.tarball(), key)

@@ -124,6 +124,7 @@ class Attempt:
             raise
 
     def _run(self, give_up: str | None) -> End:
+        self._mark()
         found = self.context.store.head(self.ref)
         self.version = found or self.version
         try:
@@ -142,7 +143,6 @@ class Attempt:
             if told and told.identity == self.version.identity:
                 return "failed"  # the last try has left a better reason
             return self._fail(Transient("queue", give_up), permanent=False)
-        self._mark()
         try:
             self.work.mkdir(mode=0o700)
             return self._report(sample)
@@ -171,7 +171,7 @@ class Attempt:
             raise Stopped(reason)
 
     def _mark(self) -> None:
-        """Before a sample's bytes come: this machine may hold patient data from now on."""
+        """Before anything is looked at: a machine that was sent a sample may hold patient data, if only in its spool folder."""
         mark = self.context.settings.state_dir / MARK
         if not mark.exists():
             mark.write_text(f"since {clock.iso(clock.utc())}\n", encoding="utf-8")
