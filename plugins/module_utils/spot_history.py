@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, NamedTuple
@@ -30,6 +31,7 @@ from .spot_log import SpotError, parse_time, stamp
 HOUR = 3600.0
 CHUNK = 1 << 20  # bytes read at a time: the arrays made of it stay in the processor's cache
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2100
+MULTIPLIER = 0x9E3779B97F4A7C15  # the golden ratio's fraction in 64 bits
 MARGIN = 256  # bytes before and after, so that runs of bytes may be taken without looking at the edge
 KEPT = 16 << 20  # bytes of work space that are not given back while a file is read
 AFTER = 64  # most closing braces after the list
@@ -297,6 +299,10 @@ class _Columns:
         return rows
 
     def read(self) -> tuple[list[Pool], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
+        with ThreadPoolExecutor(1) as self._helper:
+            return self._read()
+
+    def _read(self) -> tuple[list[Pool], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
         view = memoryview(self._buffer)[MARGIN:]
         parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]] = []
         size = _fill(self._file, view[:CHUNK])
@@ -360,12 +366,16 @@ class _Columns:
     def _parse(
         self, begin: int, ends: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+        times = self._helper.submit(self._regular_times, ends)  # numpy lets other threads run
+        price, at = self._prices(ends + 1 - self._length)
+        starts = np.concatenate(([begin], ends[:-1] + 1))
+        code = self._pools(starts, at)
+        return code, times.result(), price
+
+    def _regular_times(self, ends: NDArray[np.int64]) -> NDArray[np.float64]:
         if np.any(self._irregular(ends)):
             raise _Irregular
-        after = ends + 1 - self._length
-        price, at = self._prices(after)
-        starts = np.concatenate(([begin], ends[:-1] + 1))
-        return self._pools(starts, at), self._times(after + self._time_at), price
+        return self._times(ends + 1 - self._length + self._time_at)
 
     def _times(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
         date, clock, seconds = (_digits(column) for column in self._rows(at, 24).T)
@@ -430,16 +440,17 @@ class _Columns:
             self._prefixes.clear()
             self._known, self._code_of = self._known[:1], self._code_of[:1]
             self._table[:] = 0
-            odd = np.random.default_rng(0).integers(0, 1 << 62, (first + second) // 8).astype(np.uint64) * np.uint64(
-                4
-            ) + np.uint64(1)
+            powers = [
+                pow(MULTIPLIER, index, 1 << 64) for index in range(1, (first + second) // 8 + 1)
+            ]  # odd, far apart
+            odd = np.array(powers, np.uint64)
             self._weights = odd[: first // 8], odd[first // 8 :]
         mixed = length.astype(np.uint64)
         for begin, width, weights in zip((starts, at - self._widths[1]), self._widths, self._weights, strict=True):
             rows = self._rows(begin, width)
             rows ^= rows >> np.uint64(32)
             mixed += rows @ weights
-        mixed *= np.uint64(0x9E3779B97F4A7C15)
+        mixed *= np.uint64(MULTIPLIER)
         number = self._table[mixed >> np.uint64(64 - SLOTS)]
         missed = np.flatnonzero(self._known[number] != mixed)
         if len(missed):
