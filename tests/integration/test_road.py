@@ -41,7 +41,7 @@ def play(region: Region, name: str, *options: str, **variables: Any) -> dict[str
     """Run a playbook; the sums of its recap over all hosts."""
     before = region.log.stat().st_size if region.log.exists() else 0
     settings = region.variables | {"aws_name": NAME, "aws_bucket": NAME, "consumer_idle_seconds": 0} | variables
-    settings = {"aws_data_volume_gb": 2} | settings
+    settings = {"aws_data_volume_gb": 4} | settings  # the consumer keeps 2 GiB free
     for task in road.playbook(name, settings, region.environment, region.log, *options):
         print(task)
     recap = region.log.read_text()[before:].rpartition("PLAY RECAP")[2]

@@ -48,6 +48,17 @@ def test_a_good_runtime(site: Any) -> None:
     assert not proven(site)
 
 
+@pytest.mark.parametrize("site", ["conda"], indirect=True)
+def test_what_comes_on_the_other_output_may_come_late(site: Any, tmp_path: Path) -> None:
+    """Docker brings the two outputs on separate ways."""
+    real = site.program.resolve()
+    site.program.unlink()
+    late = tmp_path / "late"
+    site.program.write_text(f'#!/bin/sh\n{real} "$@" 2>{late}; code=$?; cat {late} >&2; exit $code\n')
+    site.program.chmod(0o755)
+    assert [line for fine, line in ask(site) if not fine] == []
+
+
 def version(site: Any) -> None:
     (site.bin / "cpsr").write_text((site.bin / "cpsr").read_text().replace("2.3.0", "2.2.0"))
 

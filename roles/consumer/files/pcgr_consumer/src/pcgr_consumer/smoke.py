@@ -96,7 +96,9 @@ def _stamps(settings: Settings) -> list[Path]:
 
 
 def _script(questions: list[Question], word: str) -> str:
-    lines = []
+    lines = [
+        "exec 2>&1"
+    ]  # docker brings the two outputs on separate ways, so errors could come after the line that ends them
     for number, question in enumerate(questions):
         lines += [f"echo '{word} {number}'", f"{shlex.join(question.argv)}; code=$?", f"echo; echo '{word} end' $code"]
     return "\n".join(lines)
