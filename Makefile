@@ -18,7 +18,7 @@ env: ## create .venv and install what is missing; nothing happens the second tim
 demo: env ## the whole road on this machine: tarball in, report out (INPUT=my.vcf.gz CNA=my.cna.tsv: your own sample)
 	@scripts/demo $(if $(INPUT),--input "$(INPUT)") $(if $(CNA),--cna "$(CNA)") $(DEMO_ARGS)
 
-test: test-fast test-slow ## all tests; boots virtual machines (about half an hour on two cores without KVM)
+test: test-fast test-slow ## all tests; boots virtual machines (under an hour on two cores without KVM)
 
 test-fast: lint ## lint, unit and contract tests (under five minutes)
 	$(PYTEST) -n auto -m "not slow"
