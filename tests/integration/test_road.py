@@ -41,6 +41,7 @@ def play(region: Region, name: str, *options: str, **variables: Any) -> dict[str
     """Run a playbook; the sums of its recap over all hosts."""
     before = region.log.stat().st_size if region.log.exists() else 0
     settings = region.variables | {"aws_name": NAME, "aws_bucket": NAME, "consumer_idle_seconds": 0} | variables
+    settings = {"aws_data_volume_gb": 4} | settings  # the consumer keeps 2 GiB free
     for task in road.playbook(name, settings, region.environment, region.log, *options):
         print(task)
     recap = region.log.read_text()[before:].rpartition("PLAY RECAP")[2]
@@ -151,6 +152,13 @@ def test_units(host: Any) -> None:
         "User": "pcgr", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "Restart": "on-failure",
     }  # fmt: skip
     assert host.check_output("systemctl --failed --no-legend --plain") == ""
+
+
+def test_data_have_their_own_volume_that_the_consumer_waits_for(host: Any) -> None:
+    source, kind = host.check_output("findmnt --noheadings --output SOURCE,FSTYPE /mnt/pcgr").split()
+    assert (source.startswith("/dev/vd"), kind) == (True, "ext4")
+    assert host.check_output("grep -o '^[^#].*/mnt/pcgr' /etc/fstab").startswith("/dev/disk/by-id/virtio-vol")
+    assert "mnt-pcgr.mount" in host.check_output("systemctl show pcgr-consumer --property Requires")
 
 
 def test_files(host: Any) -> None:
