@@ -343,6 +343,11 @@ def _why(error: BaseException) -> str:
         error = inner
 
 
+def options_of(params: dict[str, Any]) -> dict[str, Any]:
+    """Of a module's parameters, those that every `Download` takes."""
+    return {name: params[name] for name in ("timeout", "attempts", "signed")}
+
+
 def address(base: str, name: str) -> str:
     """Address of file `name` in folder `base`."""
     return f"{base.rstrip('/')}/{name}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import spot_api
+from .price_list import PRICE_LIST_REGION
 from .spot_choice import Choice, Wish, choose, meets
 from .spot_evidence import Evidence, add_advisor, add_log, add_on_demand, add_scores, add_types, read_json
 from .spot_history import HOUR, History, from_records, price_at, read_history
@@ -187,7 +188,7 @@ def _price_lists(found: Gathered, account: spot_api.Account, regions: list[str],
     def ask(job: tuple[str, str]) -> None:
         spot_api.add_price_list(found.evidence, client, job[0], job[1], found.wish.product)
 
-    client: Any = account.client("pricing", spot_api.PRICE_LIST_REGION)
+    client: Any = account.client("pricing", PRICE_LIST_REGION)
     try:
         ask(jobs[0])  # a missing right is met once, not sixty times
         with ThreadPoolExecutor(spot_api.PARALLEL) as askers:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,11 @@ except ImportError as missing:
 else:
     IMPORT_ERROR = None
 
+from .price_list import PRICE_LIST_REGION, listed_price, price_filters
 from .spot_evidence import Evidence, add_types
 from .spot_log import SpotError
 
 DAYS_KEPT = 90  # of price history, by AWS
-PRICE_LIST_REGION = "us-east-1"  # where the price list of all regions is served
 SYSTEMS = {"Linux/UNIX": "Linux", "SUSE Linux": "SUSE", "Windows": "Windows", "Red Hat Enterprise Linux": "RHEL"}
 DENIED = ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "UnauthorizedAccess")
 THROTTLED = (
@@ -181,28 +180,12 @@ def add_sizes(evidence: Evidence, account: Account, region: str, types: list[str
 
 def add_price_list(evidence: Evidence, client: Any, region: str, kind: str, product: str) -> None:
     """On-demand price of a type in a region; ``client`` is one of the service ``pricing``."""
-    wanted = {
-        "instanceType": kind,
-        "regionCode": region,
-        "operatingSystem": SYSTEMS.get(product, "Linux"),
-        "preInstalledSw": "NA",
-        "tenancy": "Shared",
-        "capacitystatus": "Used",
-    }
-    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in wanted.items()]
+    filters = price_filters(kind, region, SYSTEMS.get(product, "Linux"))
     with errors("pricing:GetProducts", PRICE_LIST_REGION):
         for entry in client.get_products(ServiceCode="AmazonEC2", Filters=filters)["PriceList"]:
             if price := listed_price(entry):
                 evidence.on_demand[region, kind] = price
                 evidence.sources["on-demand price"] = "AWS price list now"
-
-
-def listed_price(product: str) -> float:
-    """US dollars per hour from an entry of the price list (JSON as GetProducts gives it); 0 when it has none."""
-    for term in json.loads(product)["terms"].get("OnDemand", {}).values():
-        for dimension in term["priceDimensions"].values():
-            return float(dimension["pricePerUnit"].get("USD", 0))
-    return 0.0
 
 
 def add_placement_scores(evidence: Evidence, account: Account, region: str, types: list[str], machines: int) -> None:

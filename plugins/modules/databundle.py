@@ -106,6 +106,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     address,
     check,
     mirror_checksums,
+    options_of,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import GzipError
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
@@ -262,7 +263,7 @@ def bring(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     root, mirror = params["root"], params["mirror_url"]
-    download = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
+    download = options_of(params)
     parts, unknown = with_checksums(plan(params["release"], params["assemblies"]), mirror, download)
     due = [item for item in parts if not is_current(item, root)]
     make_sure_of_writing(due, root)

@@ -86,7 +86,6 @@ usd_per_hour: {description: "Price of the machine in US dollars per hour, withou
 ended: {description: Ids of the instances that were terminated., type: list, elements: str, returned: always}
 """
 
-import json
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -99,6 +98,11 @@ except ImportError:
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.umccr.pcgr.plugins.module_utils import spot_launch
+from ansible_collections.umccr.pcgr.plugins.module_utils.price_list import (
+    PRICE_LIST_REGION,
+    listed_price,
+    price_filters,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils.spot_log import SpotError
 
 TAG = "umccr.pcgr"
@@ -106,8 +110,6 @@ TAG = "umccr.pcgr"
 DATA_DEVICE = "/dev/sdf"
 # Seconds for which a new instance profile may be unknown to EC2, which takes it over with a delay.
 PROFILE_DELAY = 60
-# Where the price list of all regions is served.
-PRICE_LIST_REGION = "us-east-1"
 
 
 class MachineError(Exception):
@@ -226,12 +228,6 @@ def describe(machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def listed_price(product: str) -> float:
-    """US dollars per hour from an entry of the price list (JSON as GetProducts gives it)."""
-    term = next(iter(json.loads(product)["terms"]["OnDemand"].values()))
-    return float(next(iter(term["priceDimensions"].values()))["pricePerUnit"]["USD"])
-
-
 def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float | None:
     """US dollars per hour: the spot price now, or the price list's; None when AWS does not tell (a right is missing, a look-alike)."""
     try:
@@ -245,17 +241,9 @@ def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float 
             return float(history[0]["SpotPrice"]) if history else None
         quick = Config(connect_timeout=3, read_timeout=5, retries={"max_attempts": 1})
         pricing = module.client("pricing", region=PRICE_LIST_REGION, config=quick)
-        wanted = {
-            "instanceType": machine["type"],
-            "regionCode": module.region,
-            "operatingSystem": "Linux",
-            "preInstalledSw": "NA",
-            "tenancy": "Shared",
-            "capacitystatus": "Used",
-        }
-        filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+        filters = price_filters(machine["type"], module.region)
         products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=1)["PriceList"]
-        return listed_price(products[0])
+        return listed_price(products[0]) or None
     except Exception:  # a price is a courtesy: whatever is missing, the machine is there
         return None
 

@@ -117,6 +117,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     address,
     check,
     mirror_checksums,
+    options_of,
     save,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
@@ -350,7 +351,7 @@ def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     os.umask(0o022)  # other users run what is made here, however careful root is
-    options = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
+    options = options_of(params)
     locks = with_checksums(params, options)
     image = os.path.join(params["path"], name_of(locks))
     wanted = {

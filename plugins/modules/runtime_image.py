@@ -101,7 +101,13 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils.download import DownloadError, address, mirror_checksums, save
+from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
+    DownloadError,
+    address,
+    mirror_checksums,
+    options_of,
+    save,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     BusyError,
     alone,
@@ -203,7 +209,7 @@ def pinned(reference: str, digest: str | None) -> str:
 def load(docker: Docker, params: dict[str, Any], sha256: str | None) -> str:
     """Download the archive, check it, load it; return its SHA-256. The archive does not stay."""
     url = address(params["mirror_url"], params["archive"])
-    options = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
+    options = options_of(params)
     with tempfile.TemporaryDirectory(dir=params["scratch"], prefix=".pcgr-image-") as folder:
         path = os.path.join(folder, "image.tar")
         found: str = save(url, path, sha256, **options)
@@ -318,12 +324,7 @@ def known(docker: Docker, name: str) -> str:
 def checksum(params: dict[str, Any]) -> tuple[str | None, str | None]:
     """The archive's checksum on the mirror, and why it is not known when it is not."""
     try:
-        sums = mirror_checksums(
-            params["mirror_url"],
-            timeout=params["timeout"],
-            attempts=params["attempts"],
-            signed=params["signed"],
-        )
+        sums = mirror_checksums(params["mirror_url"], **options_of(params))
     except DownloadError as error:
         return None, str(error)
     if params["archive"] not in sums:

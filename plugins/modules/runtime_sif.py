@@ -107,6 +107,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     DownloadError,
     address,
     mirror_checksums,
+    options_of,
     save,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
@@ -274,7 +275,7 @@ def provide(module: AnsibleModule) -> None:
     params = module.params
     os.umask(0o022)  # other users run what is brought here, however careful root is
     before = read_json(params["record"])
-    options = {"timeout": params["timeout"], "attempts": params["attempts"], "signed": params["signed"]}
+    options = options_of(params)
     sha256, url, registry = expected(module, before, options)
     image = os.path.join(params["path"], f"{sha256[:16]}.sif")
     wanted = {
