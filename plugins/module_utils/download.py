@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,8 +27,8 @@ BLOCK = 1 << 20
 AHEAD_OF_FILE = 1 / 250
 # A range asked for at once: large enough that a request's delay and its millisecond of work do not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 19, 8 << 20
-# Seconds that a range may be late before another connection is opened; a range of a fast mirror takes less.
-PATIENCE = 0.03
+# Another connection is opened when whoever reads spends more than this part of the time waiting.
+WAITING = 0.5
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}
@@ -106,7 +107,7 @@ class Download:
             self._retrying(self._learn, lambda: 0)
 
     def blocks(self, start: int = 0) -> Iterator[memoryview]:
-        """Yield what comes from byte `start` on, in order, as writable buffers of at most 1 MiB."""
+        """Yield what comes from byte `start` on, in order, as writable buffers of at most 1 MiB, each good until the next."""
         try:
             if self._path is not None:
                 source = self._read_file(start)
@@ -124,74 +125,85 @@ class Download:
         try:
             with open(str(self._path), "rb", buffering=0) as file:
                 file.seek(start)
-                while True:
-                    block = bytearray(BLOCK)
-                    count = file.readinto(block)
-                    if not count:
-                        return
+                block = memoryview(bytearray(BLOCK))
+                while count := file.readinto(block):
                     self._count(count)
-                    yield memoryview(block)[:count]
+                    yield block[:count]
         except OSError as error:
             raise DownloadError(f"{self.url}: {error.strerror}") from error
 
-    # ---- several connections
+    # ---- ranges, by as many connections as it takes
 
     def _read_ranges(self, start: int) -> Iterator[memoryview]:
+        """One connection, read in this thread, as long as whoever reads is kept busy by it; else others beside it."""
         size = self.size or 0
         pool = concurrent.futures.ThreadPoolExecutor(self.connections)
-        waiting: deque[concurrent.futures.Future[memoryview]] = deque()
-        ahead, begin = 1, start
+        coming: deque[concurrent.futures.Future[list[memoryview]]] = deque()
+        ahead, begin = 0, start  # ranges on their way while one is being used, and where the next begins
+        buffer = memoryview(bytearray(BLOCK))
+
+        def span() -> tuple[int, int]:
+            nonlocal begin
+            length = min(max(int(size * AHEAD_OF_FILE) // (ahead + 1), SMALLEST_RANGE), LARGEST_RANGE)
+            first, begin = begin, min(begin + length, size)
+            return first, begin
+
+        def whole(first: int, end: int) -> list[memoryview]:
+            return list(self._range(first, end))
 
         def ask() -> None:
-            nonlocal begin
-            while len(waiting) < ahead and begin < size:
-                # one more is being used while these are on their way
-                length = min(max(int(size * AHEAD_OF_FILE) // (ahead + 1), SMALLEST_RANGE), LARGEST_RANGE)
-                end = min(begin + length, size)
-                waiting.append(pool.submit(self._range, begin, end))
-                begin = end
+            while len(coming) < ahead and begin < size:
+                coming.append(pool.submit(whole, *span()))
+
+        def come(first: concurrent.futures.Future[list[memoryview]]) -> Iterator[memoryview]:
+            yield from first.result()
 
         try:
-            ask()
-            while waiting:
-                first = waiting.popleft()
+            used, waited, since = 0, 0.0, time.monotonic()
+            while begin < size or coming:
                 ask()
-                if concurrent.futures.wait([first], PATIENCE).not_done:
-                    # Whoever reads is quicker than the connections in use: one more, and more is read ahead.
-                    ahead = min(ahead + 1, self.connections)
-                    ask()
-                part = first.result()
-                for offset in range(0, len(part), BLOCK):
-                    yield part[offset : offset + BLOCK]
+                blocks = come(coming.popleft()) if coming else self._range(*span(), buffer)
+                ask()
+                while True:
+                    # What the copying takes is no waiting.
+                    asked = time.monotonic() - time.thread_time()
+                    block = next(blocks, None)
+                    waited += time.monotonic() - time.thread_time() - asked
+                    if block is None:
+                        break
+                    yield block
+                used += 1
+                if used > ahead:  # all of them were asked for with as many connections
+                    if waited > WAITING * (time.monotonic() - since):
+                        ahead = min(ahead + 1, self.connections - 1)
+                    used, waited, since = 0, 0.0, time.monotonic()
         finally:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
 
-    def _range(self, begin: int, end: int) -> memoryview:
-        """Bytes `begin` to `end` (excluded), in one buffer."""
-        part = memoryview(bytearray(end - begin))
-        done = 0
+    def _range(self, begin: int, end: int, buffer: memoryview | None = None) -> Iterator[memoryview]:
+        """Bytes `begin` to `end` (excluded) in blocks, all of them in `buffer` when there is one."""
+        answer: Any = None
+        block = memoryview(b"")
 
         def step() -> None:
-            nonlocal done
-            with self._get(begin + done, end) as answer:
-                self._check_same(answer)
-                if answer.status_code != http.HTTPStatus.PARTIAL_CONTENT or _span(answer)[0] != begin + done:
-                    raise DownloadError(f"{self.url}: asked for the bytes from {begin + done}, got others")
-                # Straight into the buffer; urllib3's own reading makes two copies.
-                body = answer.raw._original_response
-                while done < len(part):
-                    if self._stopped.is_set():
-                        raise DownloadError(f"{self.url}: stopped")
-                    count = body.readinto(part[done : done + BLOCK])
-                    if not count:
-                        raise _Retry(f"the connection ended {len(part) - done} bytes early")
-                    done += count
-                    self._count(count)
-                answer.raw.release_conn()  # for the next range
+            nonlocal answer, begin, block
+            if self._stopped.is_set():
+                raise DownloadError(f"{self.url}: stopped")
+            using, answer = answer or self._get_range(begin, end), None  # whatever fails, its connection is done with
+            length = min(BLOCK, end - begin)
+            block = memoryview(bytearray(length)) if buffer is None else buffer[:length]
+            # Straight into the block; urllib3's own reading makes two copies.
+            count = using.raw._original_response.readinto(block)
+            if not count:
+                raise _Retry(f"the connection ended {end - begin} bytes early")
+            answer, begin, block = using, begin + count, block[:count]
+            self._count(count)
 
-        self._retrying(step, lambda: done)
-        return part
+        while begin < end:
+            self._retrying(step, lambda: begin)
+            yield block
+        answer.raw.release_conn()  # for the next range
 
     # ---- one connection, from a server that knows no ranges
 
@@ -282,6 +294,14 @@ class Download:
             raise _Retry(told)
         return answer
 
+    def _get_range(self, begin: int, end: int) -> Any:
+        """The server's answer with these bytes of the same file."""
+        answer = self._get(begin, end)
+        self._check_same(answer)
+        if answer.status_code != http.HTTPStatus.PARTIAL_CONTENT or _span(answer)[0] != begin:
+            raise DownloadError(f"{self.url}: asked for the bytes from {begin}, got others")
+        return answer
+
     def _check_same(self, answer: Any) -> None:
         size = _span(answer)[1]
         if _tag(answer) != self.tag or (size is not None and size != self.size):
@@ -355,7 +375,7 @@ def address(base: str, name: str) -> str:
 
 def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
     """SHA-256 by file name from `SHA256SUMS` of the mirror at `base`; raises DownloadError."""
-    text = b"".join(Download(address(base, "SHA256SUMS"), **options).blocks()).decode("utf-8", errors="replace")
+    text = b"".join(map(bytes, Download(address(base, "SHA256SUMS"), **options).blocks())).decode("utf-8", "replace")
     sums = {}
     for line in text.splitlines():
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S.*)", line)

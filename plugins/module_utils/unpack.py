@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import itertools
 import json
@@ -11,8 +10,10 @@ import mmap
 import multiprocessing
 import os
 import posixpath
+import struct
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -22,10 +23,10 @@ from typing import Any
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import BLOCK, Download, DownloadError, Interrupted
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, GzipError, Sha256
 
-LATEST, SYNCED = ".checkpoint.json", ".checkpoint-on-disk.json"
+LATEST, SYNCED = (".checkpoint-0", ".checkpoint-1"), ".checkpoint-on-disk"
+HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follows
 CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
-STATES = ("inflate", "sha256")  # the parts of a checkpoint that are bytes
 PROGRESS = ".databundle.progress"
 TELL_SECONDS = 1.0  # between two reports of the progress
 SYNC_SECONDS = 10.0  # between checkpoints that outlive a cut of the machine
@@ -189,57 +190,73 @@ class Arrival:
 class Checkpoints:
     """Where the unpacking of an archive into `folder` can go on after a cut.
 
-    Two files: one for a cut of the process, whose files the system has in memory; and one, written less often and only after
-    all data has reached the disk, for a cut of the machine. Which of them counts is told by the system's boot id.
+    Of the process: two files by turns, so that one is whole, written over in place; a new file renamed over the old one would be
+    sent to the disk each time. Of the machine: one more, written less often and only after all data has reached the disk. Which of
+    them count is told by the system's boot id.
     """
 
     def __init__(self, folder: str, download: Download) -> None:
         self.folder = folder
         self.identity = {"url": download.url, "size": download.size, "tag": download.tag}
         self.interval = max(LEAST_BETWEEN, (download.size or 0) // CHECKPOINTS)
+        self._turns = itertools.cycle(LATEST)
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
         self._synced_at = time.monotonic()
 
     def read(self) -> dict[str, Any]:
         """The checkpoint to go on from; empty when there is none, or when the file at the address is another by now."""
-        for name in (LATEST, SYNCED):
-            try:
-                with open(os.path.join(self.folder, name), encoding="utf-8") as handle:
-                    point = json.load(handle)
-            except (OSError, ValueError):
-                continue
-            if point.get("identity") != self.identity or not self.identity["tag"]:
-                continue
-            if name == SYNCED or point["boot"] == boot_id():
-                return dict(point) | {key: base64.b64decode(point[key]) for key in STATES}
-        return {}
+        points = [self._point(name) for name in (*LATEST, SYNCED)]
+        return max(points, key=lambda point: int(point.get("consumed", -1)))
+
+    def _point(self, name: str) -> dict[str, Any]:
+        """The checkpoint in a file; empty when it cannot be used."""
+        try:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                checksum, length = HEAD.unpack(file.read(HEAD.size))
+                record = file.read(length)
+        except (OSError, struct.error):
+            return {}
+        if zlib.crc32(record) != checksum:
+            return {}
+        text, _, states = record.partition(b"\n")
+        point: dict[str, Any] = json.loads(text)
+        known = self.identity["tag"] and point["identity"] == self.identity
+        if not known or (name != SYNCED and point["boot"] != boot_id()):
+            return {}
+        return point | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
 
     def write(self, point: dict[str, Any]) -> None:
         """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
-        states = {key: base64.b64encode(point[key]).decode() for key in STATES}
-        text = json.dumps({"identity": self.identity, "boot": boot_id(), **point, **states})
-        replace(os.path.join(self.folder, LATEST), text)
+        about = {key: value for key, value in point.items() if not isinstance(value, bytes)}
+        text = json.dumps({"identity": self.identity, "boot": boot_id(), **about}).encode()
+        record = b"\n".join((text, point["inflate"] + point["sha256"]))
+        record = HEAD.pack(zlib.crc32(record), len(record)) + record
+        file = os.open(os.path.join(self.folder, next(self._turns)), os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.write(file, record)
+        finally:
+            os.close(file)
         if self._syncing and self._syncing.done():
             self._syncing.result()
         if time.monotonic() - self._synced_at > SYNC_SECONDS and (not self._syncing or self._syncing.done()):
             self._synced_at = time.monotonic()
-            self._syncing = self._syncer.submit(self._sync, text)
+            self._syncing = self._syncer.submit(self._sync, record)
 
     def finish(self) -> None:
         """Wait for what is on its way to the disk."""
         self._syncer.shutdown()
 
-    def _sync(self, text: str) -> None:
+    def _sync(self, record: bytes) -> None:
         sync(self.folder)
-        replace(os.path.join(self.folder, SYNCED), text)
+        replace(os.path.join(self.folder, SYNCED), record)
         sync(self.folder)
 
 
-def replace(path: str, text: str) -> None:
-    """Make the file at `path` hold `text`; nobody sees half of it."""
-    with open(path + ".new", "w", encoding="utf-8") as out:
-        out.write(text)
+def replace(path: str, content: bytes) -> None:
+    """Make the file at `path` hold `content`; nobody sees half of it."""
+    with open(path + ".new", "wb") as out:
+        out.write(content)
     os.replace(path + ".new", path)
 
 
@@ -372,4 +389,4 @@ class Unpacker:
 
 def tell(root: str, **about: Any) -> None:
     """Write for who looks how far it is: `done` of `size` bytes of `part`, of which `fetched` came in `seconds`."""
-    replace(os.path.join(root, PROGRESS), json.dumps(about))
+    replace(os.path.join(root, PROGRESS), json.dumps(about).encode())

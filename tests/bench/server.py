@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PIECE = 64 * 1024  # bytes sent at once where the rate is bounded
+SLACK = 0.02  # seconds
 
 
 class Rate:
@@ -28,17 +29,18 @@ class Rate:
         self._free_at = time.monotonic()
         self._lock = threading.Lock()
 
-    def wait(self, count: int) -> None:
+    def book(self, count: int) -> float:
+        """When the next `count` bytes may pass; what sleeps too long makes up for it, else it would be slower than its pace."""
         with self._lock:
-            self._free_at = max(self._free_at, time.monotonic()) + count / self.pace
-            until = self._free_at
-        time.sleep(max(0.0, until - time.monotonic()))
+            self._free_at = max(self._free_at, time.monotonic() - SLACK) + count / self.pace
+            return self._free_at
 
 
 class Files(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # as all servers of files; else the last bytes of an answer wait for 40 ms
     folder = Path()
     each: float | None = None
     all: Rate | None = None
@@ -76,8 +78,8 @@ class Files(BaseHTTPRequestHandler):
             while first <= last:
                 count = min(last - first + 1, PIECE if self.rate else 1 << 20)
                 if self.rate and self.all:
-                    self.rate.wait(count)
-                    self.all.wait(count)
+                    until = max(self.rate.book(count), self.all.book(count))
+                    time.sleep(max(0.0, until - time.monotonic()))
                 done = os.sendfile(self.connection.fileno(), file.fileno(), first, count)
                 if not done:
                     return

@@ -517,10 +517,9 @@ def test_after_a_reboot_it_goes_on_from_what_is_on_the_disk(
     mirror.cut_after["bundle.tgz"] = [1 << 20] * 15 + [0] * 1000
     assert "the next run goes on" in bring(tmp_path, mirror, connections=1)["msg"]
     (staging,) = tmp_path.glob(".databundle-*")
-    point = json.loads((staging / module.SYNCED).read_text())
+    point = json.loads((staging / module.SYNCED).read_bytes()[module.HEAD.size :].partition(b"\n")[0])
     assert point["consumed"] > 4 << 20
-    latest = json.loads((staging / module.LATEST).read_text())
-    (staging / module.LATEST).write_text(json.dumps(latest | {"sha256": point["sha256"], "count": {}}))  # unusable
+    assert all((staging / name).exists() for name in module.LATEST)  # and cannot be used
     for path in sorted(staging.rglob("data/grch38/0*"))[point["count"]["files"] + 1 :]:
         path.write_bytes(b"")
     mirror.cut_after.clear()
@@ -529,6 +528,24 @@ def test_after_a_reboot_it_goes_on_from_what_is_on_the_disk(
     assert bring(tmp_path, mirror)["changed"] is True
     assert mirror.sent < len(body) - (3 << 20)
     assert all((tmp_path / f"bundles/{DATE}" / name).read_bytes() == content for name, content in members.items())
+
+
+def test_a_checkpoint_cut_while_it_was_written_is_not_used(mirror: Mirror, tmp_path: Path) -> None:
+    module = load("module_utils.unpack")
+    download = load("module_utils.download").Download(f"{mirror.url}/bundle.tgz")
+    states = {"inflate": bytes(module.Gunzip.STATE_BYTES), "sha256": b"\n" * module.Sha256.STATE_BYTES}
+    points = [states | {"consumed": number} for number in range(1, 4)]
+    checkpoints = module.Checkpoints(str(tmp_path), download)
+    for point in points:
+        checkpoints.write(point)
+        assert module.Checkpoints(str(tmp_path), download).read().items() >= point.items()
+    third, second = (tmp_path / name for name in module.LATEST)
+    whole = third.read_bytes()
+    third.write_bytes(whole[:-1] + b"x")
+    assert checkpoints.read().items() >= points[1].items()
+    for torn in (b"", whole[:5], whole[:-1]):
+        second.write_bytes(torn)
+        assert checkpoints.read() == {}
 
 
 def test_a_new_archive_is_not_mixed_with_what_a_cut_run_left(mirror: Mirror, tmp_path: Path) -> None:
