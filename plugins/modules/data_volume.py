@@ -66,12 +66,14 @@ EXAMPLES = r"""
     fstype: "{{ volume.filesystem }}"
     opts: "{{ volume.options }}"
     state: mounted
+  when: not volume.mounted
 """
 
 RETURN = r"""
 source: {description: "What to mount: the name below C(/dev/disk/), the NFS export or the file.", type: str, returned: success}
 filesystem: {description: Type of the file system., type: str, returned: success}
 options: {description: Mount options., type: str, returned: success}
+mounted: {description: "Whether it is mounted at O(path) and C(/etc/fstab) says so: M(ansible.posix.mount) would change nothing.", type: bool, returned: success}
 made: {description: Whether a file system was made., type: bool, returned: success}
 grown: {description: Whether the file system was made larger., type: bool, returned: success}
 """
@@ -88,6 +90,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 DISKS = "/dev/disk"
+FSTAB = "/etc/fstab"
 STABLE = ("by-id", "by-uuid", "by-partuuid")
 MAKE = {
     # No blocks kept for root, as on a system disk: of a terabyte they would be 50 GB.
@@ -275,6 +278,14 @@ def is_mounted(device: str, path: str) -> bool:
     return True
 
 
+def is_kept(answer: dict[str, Any], path: str) -> bool:
+    """Whether the volume is mounted at `path`, and will be after a reboot."""
+    line = [answer["source"], path, answer["filesystem"], answer["options"], "0", "0"]
+    with suppress(FileNotFoundError), open(FSTAB, encoding="utf-8") as table:
+        return line in (entry.split() for entry in table) and os.path.ismount(path)
+    return False
+
+
 def make_sure_nothing_is_hidden(covers: list[str]) -> None:
     """Raise VolumeError when a folder that is going to be covered by a mount holds a file; empty folders do not count."""
     for top in covers:
@@ -344,7 +355,8 @@ def main() -> None:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.params['source']}: {error.strerror or error}")
-    module.exit_json(changed=answer["made"] or answer["grown"], **answer)
+    changed = answer["made"] or answer["grown"]
+    module.exit_json(changed=changed, mounted=is_kept(answer, module.params["path"]), **answer)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,18 @@ def test_a_blank_disk_is_made_ready_mounted_and_there_after_a_reboot(machine: Ma
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "spoil", [("umount", PLACE), ("sed", "-i", "s/noatime/relatime/", "/etc/fstab"), ("sed", "-i", "d", "/etc/fstab")]
+)
+def test_a_mount_changed_by_hand_is_mended(machine: Machine, spoil: tuple[str, ...]) -> None:
+    machine.disk()
+    assert machine.play()[0] == 4
+    wanted = machine.mounts(), machine.run("cat", "/etc/fstab")
+    machine.run(*spoil)
+    assert machine.play()[0] == 1
+    assert (machine.mounts(), machine.run("cat", "/etc/fstab")) == wanted
+
+
 @pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
 @pytest.mark.parametrize("mounted", [True, False])
 def test_the_file_system_grows_with_the_disk(machine: Machine, filesystem: str, mounted: bool) -> None:
