@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, NamedTuple
@@ -31,11 +30,9 @@ from .spot_log import SpotError, parse_time, stamp
 HOUR = 3600.0
 CHUNK = 1 << 20  # bytes read at a time: the arrays made of it stay in the processor's cache
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2100
-BLOCK = 1024  # records whose bytes are looked at together: they and what is made of them stay in the nearest cache
 MULTIPLIER = 0x9E3779B97F4A7C15  # the golden ratio's fraction in 64 bits
 MARGIN = 256  # bytes before and after, so that runs of bytes may be taken without looking at the edge
 KEPT = 16 << 20  # bytes of work space that are not given back while a file is read
-AFTER = 64  # most closing braces after the list
 SLOTS = 16  # bits of a prefix's hash that index the table of known ones
 
 
@@ -226,10 +223,12 @@ class _Irregular(Exception):
     """The file is not of one form all through: the JSON parser must read it."""
 
 
-def _digits(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Of eight characters as one little-endian word: byte i becomes the number that the digits i and i + 1 spell."""
-    low = word & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return low * np.uint64(10) + (low >> np.uint64(8))
+def _pairs(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Of eight characters as one little-endian word: byte i, but for the last, becomes the number that the digits i and i + 1 spell."""
+    pairs = word & np.uint64(0x0F0F0F0F0F0F0F0F)
+    pairs *= np.uint64(10 << 8 | 1)
+    pairs >>= np.uint64(8)
+    return pairs
 
 
 def _byte(word: NDArray[np.uint64], index: int) -> NDArray[np.int64]:
@@ -238,27 +237,26 @@ def _byte(word: NDArray[np.uint64], index: int) -> NDArray[np.int64]:
     return byte.view(np.int64)
 
 
-def _form(pattern: bytes) -> tuple[NDArray[np.uint64], ...]:
+def _form(pattern: bytes) -> list[tuple[np.uint64, ...]]:
     """Words that tell whether others spell a pattern, in which ``\\x00`` stands for any digit and ``\\xff`` for anything."""
     width = -(-len(pattern) // 8) * 8
     characters = np.frombuffer(pattern.ljust(width, b"\xff"), np.uint8)
     digit, anything = characters == 0, characters == 0xFF
+    sixes = np.where(digit, 0x06, 0).astype(np.uint8)
     mask = np.where(digit, 0xF0, np.where(anything, 0, 0xFF)).astype(np.uint8)
     literal = np.where(digit, 0x30, np.where(anything, 0, characters)).astype(np.uint8)
-    upper = np.where(digit, 0xF0, 0).astype(np.uint8)
-    sixes = np.where(digit, 0x06, 0).astype(np.uint8)
-    return tuple(part.view("<u8") for part in (mask, literal, upper, literal & upper, sixes))
+    return list(zip(*(part.view("<u8") for part in (sixes, mask, literal)), strict=True))
 
 
-def _misfit(words: NDArray[np.uint64], form: tuple[NDArray[np.uint64], ...]) -> NDArray[np.uint64]:
-    """Zero where words spell the pattern. A digit is 0x30 to 0x39: its upper half is 3, and still is when 6 is added."""
-    mask, literal, upper, threes, sixes = form
-    wrong = words & mask
-    wrong ^= literal
-    shifted = words + sixes
-    shifted &= upper
-    shifted ^= threes
-    wrong |= shifted
+def _misfit(columns: NDArray[np.uint64], form: list[tuple[np.uint64, ...]]) -> NDArray[np.uint64]:
+    """Zero where words, one column for each of the form, spell it. A digit is 0x30 to 0x39: its upper half is 3, and still is when 6 is added."""
+    wrong = np.zeros(columns.shape[1], np.uint64)
+    for word, (sixes, mask, literal) in zip(columns, form, strict=True):
+        found = word + sixes
+        found &= word
+        found &= mask
+        found ^= literal
+        wrong |= found
     return wrong
 
 
@@ -277,16 +275,19 @@ class _Columns:
         self._buffer = bytearray(MARGIN + CHUNK + MARGIN)
         self._bytes = np.frombuffer(self._buffer, np.uint8)
         self._is_brace = np.empty(len(self._buffer), bool)
-        self._words = self._from_anywhere(8).view("<u8")
         self._codes: dict[Pool, int] = {}
         self._prefixes: dict[int, int] = {}  # hash to number
         self._table = np.zeros(1 << SLOTS, np.int32)  # first bits of a hash to number
         self._known = np.zeros(1, np.uint64)  # hashes by number
         self._code_of = np.zeros(1, np.int32)
         self._widths = (0, 0)
-        self._price_form = _form(b"\0.\0\0\0\0\0\0")
-        months = np.arange((LATEST_YEAR - EARLIEST_YEAR) * 12 + 1).astype("datetime64[M]")
-        self._days = months.astype("datetime64[D]").astype(np.int64)
+        self._price_form = _form(b'\xff\xff\xff\xff\xff\xff\xff"\0.\0\0\0\0\0\0')
+        # By year and month as 202611 less the earliest: the day before the month's first, since 1970, and how many days it has.
+        months = np.arange((LATEST_YEAR - EARLIEST_YEAR) * 12 + 1)
+        days = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+        place = months[:-1] // 12 * 100 + months[:-1] % 12 + 1
+        self._day_before, self._month_length = np.zeros((2, (LATEST_YEAR - EARLIEST_YEAR) * 100), np.int64)
+        self._day_before[place], self._month_length[place] = days[:-1] - 1, np.diff(days)
 
     def _from_anywhere(self, width: int) -> NDArray[Any]:
         """All runs of ``width`` bytes of the buffer, by where they begin. Taking many of them is one copy each."""
@@ -294,31 +295,30 @@ class _Columns:
         runs: NDArray[Any] = np.ndarray(shape, f"V{width}", self._buffer, strides=(1,))
         return runs
 
-    def _rows(self, at: NDArray[np.int64], width: int) -> NDArray[np.uint64]:
-        """The ``width`` bytes (a multiple of eight) from each position on, as rows of words."""
-        rows: NDArray[np.uint64] = self._from_anywhere(width)[at].view("<u8").reshape(len(at), width // 8)
+    def _rows(self, at: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+        """``count`` words from each position on, as rows."""
+        rows: NDArray[np.uint64] = self._from_anywhere(8 * count)[at].view("<u8").reshape(len(at), count)
         return rows
 
-    def read(self) -> tuple[list[Pool], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
-        with ThreadPoolExecutor(1) as self._helper:
-            return self._read()
+    def _columns(self, at: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+        """The same as columns, each of which is whole in memory: numpy is fast along it."""
+        return np.ascontiguousarray(self._rows(at, count).T)
 
-    def _read(self) -> tuple[list[Pool], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
+    def read(self) -> tuple[list[Pool], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
         view = memoryview(self._buffer)[MARGIN:]
         parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]] = []
         size = _fill(self._file, view[:CHUNK])
         head = self._learn(bytes(view[: min(size, 1 << 16)]))
         begin = len(head)  # where the next record starts, its separator included
-        closing = False
         while True:
             ends = self._braces(MARGIN + size)
             ends = ends[np.searchsorted(ends, MARGIN + begin) :]
-            last = ~np.any(self._irregular(ends[-AFTER:]), axis=1)
-            if not np.all(last[-1:]):  # what follows the list
-                closing = True
-                ends = ends[: len(ends) - len(last) + int(np.append(0, np.flatnonzero(last) + 1)[-1])]
+            words = self._after_price(ends)
+            misfits = np.flatnonzero(_misfit(words, self._rest_form) != 0)
+            if len(misfits):  # what follows the list, or else no document is left around the records
+                ends, words = ends[: misfits[0]], words[:, : misfits[0]]
             if len(ends):
-                parts.append(self._parse(MARGIN + begin, ends))
+                parts.append(self._parse(MARGIN + begin, ends, words))
                 begin = int(ends[-1]) + 1 - MARGIN
             rest = size - begin
             if rest > CHUNK // 2:
@@ -326,7 +326,7 @@ class _Columns:
             view[:rest] = bytes(view[begin:size])
             got = _fill(self._file, view[rest:CHUNK])
             begin, size = 0, rest + got
-            if closing or not got:
+            if len(misfits) or not got:
                 break
         extra = _envelope(head, bytes(view[:size]))
         if not parts:
@@ -343,9 +343,11 @@ class _Columns:
         if not found:
             raise _Irregular
         middle, between, end = found.groups()
-        self._time_at, self._length = len(middle), len(middle) + 19 + len(end)
+        self._length = len(middle) + 19 + len(end)  # of all that follows the price
+        self._time_word = -(-len(middle) // 8)
+        self._lead = self._time_word * 8 - len(middle)  # bytes of the price: with them the time begins with a word
         stamps = b"\0\0\0\0-\0\0-\0\0" + between + b"\0\0:\0\0:\0\0"
-        self._rest_form = _form(middle + stamps + end)
+        self._rest_form = _form(b"\xff" * self._lead + middle + stamps + end)
         return found[0]
 
     def _braces(self, size: int) -> NDArray[np.int64]:
@@ -354,57 +356,54 @@ class _Columns:
         eights = self._is_brace.view("<u8")
         found = np.flatnonzero(eights != 0)  # numpy looks through truth values seven times as fast as through numbers
         words = eights[found]
-        if np.any(words & (words - np.uint64(1))):  # two in eight bytes: where records end and the file does too
+        if (words & (words - np.uint64(1))).max(
+            initial=0
+        ):  # two in eight bytes: where records end and the file does too
             at: NDArray[np.int64] = np.flatnonzero(self._is_brace[:size])
         else:
-            at = found * 8 + (np.log2(words.astype(float)) / 8).astype(np.int64)
+            # A one in byte k moves up, by k bytes, the byte of this number that is k, to the top.
+            at = found * 8 + (words * np.uint64(0x0001020304050607) >> np.uint64(56)).view(np.int64)
         return at[: np.searchsorted(at, size)]
 
-    def _irregular(self, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """What follows the prices of the records that end there, word by word; zero where it is of the first one's form."""
-        return _misfit(self._rows(ends + 1 - self._length, len(self._rest_form[0]) * 8), self._rest_form)
+    def _after_price(self, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """What follows the prices of the records that end there, as columns of words."""
+        return self._columns(ends + 1 - self._length - self._lead, len(self._rest_form))
 
     def _parse(
-        self, begin: int, ends: NDArray[np.int64]
+        self, begin: int, ends: NDArray[np.int64], words: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-        times = self._helper.submit(self._regular_times, ends)  # numpy lets other threads run
+        """Pools, times and prices of the records that end there; ``words`` is what follows their prices."""
+        time = self._times(*words[self._time_word : self._time_word + 3])
         price, at = self._prices(ends + 1 - self._length)
         starts = np.concatenate(([begin], ends[:-1] + 1))
-        code = self._pools(starts, at)
-        return code, times.result(), price
+        return self._pools(starts, at), time, price
 
-    def _regular_times(self, ends: NDArray[np.int64]) -> NDArray[np.float64]:
-        for block in range(0, len(ends), BLOCK):
-            if np.any(self._irregular(ends[block : block + BLOCK])):
-                raise _Irregular
-        return self._times(ends + 1 - self._length + self._time_at)
-
-    def _times(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
-        date, clock, seconds = (_digits(column) for column in self._rows(at, 24).T)
-        year = _byte(date, 0) * 100 + _byte(date, 2)
-        month, day = _byte(date, 5) - 1, _byte(clock, 0)
-        hour, minute, second = _byte(clock, 3), _byte(clock, 6), _byte(seconds, 1)
-        index = (year - EARLIEST_YEAR) * 12 + month
-        limits = ((year, EARLIEST_YEAR, LATEST_YEAR - 1), (month, 0, 11), (day, 1, 31), (hour, 0, 23), (minute, 0, 59))
-        for field, least, most in (*limits, (second, 0, 59)):
-            if field.min() < least or field.max() > most:
-                raise _Irregular
-        days = self._days[index] + day - 1
-        late = np.flatnonzero(day > 28)
-        if np.any(days[late] >= self._days[index[late] + 1]):
-            raise _Irregular  # a 31st of a short month
-        time: NDArray[np.float64] = (days * 86400 + hour * 3600 + minute * 60 + second).astype(float)
+    def _times(
+        self, date: NDArray[np.uint64], clock: NDArray[np.uint64], seconds: NDArray[np.uint64]
+    ) -> NDArray[np.float64]:
+        """Seconds since 1970 of times as words such as ``2026-11-``, ``23T01:02`` and ``:03.000Z``."""
+        date, clock, seconds = _pairs(date), _pairs(clock), _pairs(seconds)
+        month = (_byte(date, 0) * 100 + _byte(date, 2)) * 100 + _byte(date, 5) - EARLIEST_YEAR * 100
+        day, hour, minute, second = _byte(clock, 0), _byte(clock, 3), _byte(clock, 6), _byte(seconds, 1)
+        if month.min() < 0 or month.max() >= len(self._month_length):
+            raise _Irregular
+        if day.min() < 1 or np.any(day > self._month_length[month]):
+            raise _Irregular
+        if hour.max() > 23 or minute.max() > 59 or second.max() > 59:
+            raise _Irregular
+        time: NDArray[np.float64] = (
+            (((self._day_before[month] + day) * 24 + hour) * 60 + minute) * 60 + second
+        ).astype(float)
         return time
 
     def _prices(self, after: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Prices whose last digit is before ``after``, and where each begins."""
-        word = self._words[after - 8]
-        usual = (_misfit(word, self._price_form) == 0) & (self._bytes[after - 9] == ord('"'))
-        pairs = _digits(word)
-        micro = (word & np.uint64(15)).astype(np.int64) * 1_000_000
+        columns = self._columns(after - 16, 2)
+        word, pairs = columns[1], _pairs(columns[1])
+        micro = (word & np.uint64(15)).view(np.int64) * 1_000_000
         micro += _byte(pairs, 2) * 10_000 + _byte(pairs, 4) * 100 + _byte(pairs, 6)
         price, at = micro / 1e6, after - 8  # correctly rounded: both are whole numbers below 2**53
-        other = np.flatnonzero(~usual)
+        other = np.flatnonzero(_misfit(columns, self._price_form) != 0)
         if len(other):
             price[other], at[other] = self._odd_prices(after[other])
         return price, at
@@ -449,43 +448,37 @@ class _Columns:
             self._weights = odd[: first // 8], odd[first // 8 :]
         mixed = length.astype(np.uint64)
         for begin, width, weights in zip((starts, at - self._widths[1]), self._widths, self._weights, strict=True):
-            for block in range(0, len(begin), BLOCK):
-                rows = self._rows(begin[block : block + BLOCK], width)
-                rows ^= rows >> np.uint64(32)
-                mixed[block : block + BLOCK] += rows @ weights
+            rows = self._rows(begin, width // 8)
+            rows ^= rows >> np.uint64(32)
+            mixed += rows @ weights
         mixed *= np.uint64(MULTIPLIER)
         number = self._table[mixed >> np.uint64(64 - SLOTS)]
         missed = np.flatnonzero(self._known[number] != mixed)
         if len(missed):
-            hashes, first_of, inverse = np.unique(mixed[missed], return_index=True, return_inverse=True)
-            numbers = [
-                self._number(int(value), starts[missed[one]], at[missed[one]])
-                for value, one in zip(hashes, first_of, strict=True)
-            ]
-            number[missed] = np.array(numbers)[inverse]
+            unknown = zip(mixed[missed].tolist(), starts[missed].tolist(), at[missed].tolist(), strict=True)
+            number[missed] = [self._prefixes.get(value) or self._number(value, *where) for value, *where in unknown]
         code: NDArray[np.int32] = self._code_of[number]
         return code
 
     def _number(self, value: int, start: int, end: int) -> int:
-        found = self._prefixes.get(value)
-        if found is None:
-            prefix = bytes(self._buffer[start:end]).lstrip(b", \t\r\n")
-            try:
-                record = json.loads(prefix + b'0"}')
-                product = plain_product(record["ProductDescription"])
-                pool = Pool(
-                    record["AvailabilityZone"], record["InstanceType"], product, record.get("AvailabilityZoneId") or ""
-                )
-            except (ValueError, KeyError, AttributeError, TypeError):
-                raise _Irregular from None
-            if not all(isinstance(part, str) for part in pool) or record.get("SpotPrice") != "0":
-                raise _Irregular
-            found = self._prefixes[value] = len(self._known)
-            self._known = np.append(self._known, np.uint64(value))
-            self._code_of = np.append(self._code_of, np.int32(self._codes.setdefault(pool, len(self._codes))))
-            slot = value >> (64 - SLOTS)
-            if not self._table[slot]:
-                self._table[slot] = found
+        """Learn a prefix; returns its number."""
+        prefix = bytes(self._buffer[start:end]).lstrip(b", \t\r\n")
+        try:
+            record = json.loads(prefix + b'0"}')
+            product = plain_product(record["ProductDescription"])
+            pool = Pool(
+                record["AvailabilityZone"], record["InstanceType"], product, record.get("AvailabilityZoneId") or ""
+            )
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise _Irregular from None
+        if not all(isinstance(part, str) for part in pool) or record.get("SpotPrice") != "0":
+            raise _Irregular
+        found = self._prefixes[value] = len(self._known)
+        self._known = np.append(self._known, np.uint64(value))
+        self._code_of = np.append(self._code_of, np.int32(self._codes.setdefault(pool, len(self._codes))))
+        slot = value >> (64 - SLOTS)
+        if not self._table[slot]:
+            self._table[slot] = found
         return found
 
 

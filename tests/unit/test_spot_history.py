@@ -231,10 +231,12 @@ IRREGULAR = {
 }
 
 
+@pytest.mark.parametrize("place", [4, 8])
 @pytest.mark.parametrize("what", IRREGULAR)
-def test_what_is_not_regular_is_left_to_the_parser(tmp_path: Path, what: str) -> None:
+def test_what_is_not_regular_is_left_to_the_parser(tmp_path: Path, what: str, place: int) -> None:
     records: list[Any] = [record(datetime(2026, 1, day), "0.040000", "Z") for day in range(1, 9)]
     IRREGULAR[what](records)
+    records.insert(place, records.pop())
     path = tmp_path / "h.json"
     path.write_text(json.dumps({"SpotPriceHistory": records}))
     with pytest.raises(spot_history._Irregular):
