@@ -169,7 +169,12 @@ def playbook(
     name: str, variables: Mapping[str, Any], environment: Mapping[str, str], log: Path, *options: str
 ) -> Iterator[str]:
     """Run a playbook; yield the name of each task as it starts."""
-    command = [Path(sys.executable).parent / "ansible-playbook", f"playbooks/{name}", "-e", json.dumps(variables)]
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "ansible-playbook",
+        f"playbooks/{name}",
+        "-e",
+        json.dumps(variables),
+    ]
     timed = {**environment, "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks"}  # seconds per task, in the log
     for line in follow([*command, *options], log, what=f"playbook {name}", env=timed):
         if match := re.match(r"(?:TASK|RUNNING HANDLER) \[(.+?)\]", line):

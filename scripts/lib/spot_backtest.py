@@ -299,7 +299,8 @@ def interval(
     for _ in range(BOOTSTRAPS):
         chosen = np.concatenate([members[index] for index in chance.integers(0, len(members), len(members))])
         draws.append(score(values[chosen]))
-    return (score(values), *(float(q) for q in np.quantile(draws, [0.05, 0.95])))
+    low, high = np.quantile(draws, [0.05, 0.95])
+    return score(values), float(low), float(high)
 
 
 def mean(values: np.ndarray) -> float:
@@ -456,13 +457,13 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(
             f"\nRecorded availability, {seen['pools']} pools, {seen['starts']} starts in the second halves: still there after an hour? Brier score (0 is perfect)"
         )
-        for forecast, what in (
+        for source, what in (
             ("own", "own record of each pool"),
             ("constant", "one rate for all"),
             ("always", "always survives"),
         ):
-            values = np.array([value for _name, _day, value in seen[forecast]])
-            groups = np.array([f"{name}-{day}" for name, day, _value in seen[forecast]])
+            values = np.array([value for _name, _day, value in seen[source]])
+            groups = np.array([f"{name}-{day}" for name, day, _value in seen[source]])
             console.print(f"  {what:26}{told(interval(values, groups, mean), '.3f')}")
 
 

@@ -36,7 +36,7 @@ def check(path: str) -> None:
 def draw(choice: Choice, histories: list[History], wish: Wish, path: str) -> None:
     """Write the picture."""
     kinds = list(dict.fromkeys(row.pool.type for row in choice.rows))[:SHOWN]
-    style = {"font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+    style: dict[Any, Any] = {"font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
              "svg.hashsalt": "umccr.pcgr", "svg.fonttype": "path"}  # fmt: skip
     with plt.rc_context(style):
         figure = plt.figure(figsize=(10, 4.6), layout="constrained")
@@ -61,7 +61,8 @@ def draw(choice: Choice, histories: list[History], wish: Wish, path: str) -> Non
         plt.close(figure)
 
 
-def when(seconds: float) -> datetime:
+def when(seconds: float) -> Any:
+    """A moment as matplotlib takes it; its types do not say so."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
@@ -93,7 +94,7 @@ def prices(axes: Axes, kind: str, choice: Choice, histories: list[History], wish
     axes.set_xlim(when(start if best.days > wish.days - 1 else choice.now - best.days * 24 * HOUR), when(choice.now))
     axes.set_title(kind, loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("US dollars per hour")
-    axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))
+    axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))  # type: ignore[no-untyped-call]
     axes.tick_params(labelbottom=last)
     axes.legend(
         loc="lower left", ncols=min(len(pools), 4), fontsize=7.5, frameon=False, handlelength=1.2, columnspacing=1.2
