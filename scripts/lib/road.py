@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import boto3
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -25,6 +28,8 @@ MIRROR = CACHE / "mirror"
 TARGET_PYTHON = (
     "3.10"  # the oldest of the targets (Ubuntu 22.04); the wheels are pure Python, so they serve newer ones too
 )
+
+BOOT_SECONDS = 600  # a machine needs about 20 to 90 without KVM
 
 Progress = Callable[[str], None]
 
@@ -156,6 +161,64 @@ def region_variables(environment: Mapping[str, str], key: Path) -> dict[str, Any
         "consumer_wheels_url": environment["LOCALCLOUD_MIRROR_URL"] + "/wheels/",
         "pcgr_release": "rehearsal",
     }
+
+
+def client(environment: Mapping[str, str], service: str) -> Any:
+    """A client of a service in the local region."""
+    return boto3.client(
+        service,
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+@contextmanager
+def plain_machine(environment: Mapping[str, str], key: Path, inventory: Path) -> Iterator[None]:
+    """A machine that has only booted, for the life of the block; `inventory` gets it as the only member of the group pcgr."""
+    ec2 = client(environment, "ec2")
+    name = f"plain-{inventory.stem}"
+    ec2.import_key_pair(KeyName=name, PublicKeyMaterial=Path(f"{key}.pub").read_bytes())
+    (launched,) = ec2.run_instances(
+        ImageId=environment["LOCALCLOUD_AMI"], InstanceType="t3.medium", KeyName=name, MinCount=1, MaxCount=1
+    )["Instances"]
+    ids = [launched["InstanceId"]]
+    try:
+        ec2.get_waiter("instance_running").wait(InstanceIds=ids)
+        address = ec2.describe_instances(InstanceIds=ids)["Reservations"][0]["Instances"][0]["PublicIpAddress"]
+        write_inventory(inventory, address, int(environment["LOCALCLOUD_SSH_PORT"]), key)
+        end = time.monotonic() + BOOT_SECONDS
+        while not ssh_answers(address, int(environment["LOCALCLOUD_SSH_PORT"])):
+            if time.monotonic() > end:
+                raise StepFailed(f"{ids[0]} does not answer on SSH after {BOOT_SECONDS} seconds")
+            time.sleep(1)
+        yield
+    finally:
+        ec2.terminate_instances(InstanceIds=ids)
+        ec2.get_waiter("instance_terminated").wait(InstanceIds=ids)
+        ec2.delete_key_pair(KeyName=name)
+
+
+def ssh_answers(address: str, port: int) -> bool:
+    """Whether a server greets; the connection alone says nothing, user networking takes it before the machine is up."""
+    try:
+        with socket.create_connection((address, port), timeout=5) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def write_inventory(path: Path, address: str, port: int, key: Path) -> None:
+    """An inventory whose group pcgr has one machine of the local region."""
+    connection = {
+        "ansible_host": address,
+        "ansible_port": port,
+        "ansible_user": "admin",
+        "ansible_ssh_private_key_file": str(key),
+        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
+    }
+    path.write_text(json.dumps({"pcgr": {"hosts": {"machine": connection}}}))
 
 
 def make_key(path: Path) -> Path:

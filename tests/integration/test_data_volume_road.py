@@ -22,7 +22,6 @@ pytestmark = pytest.mark.slow
 
 NAME = "pcgr-volume"
 STAMP = "bundles/20260620/data/grch38/.umccr.pcgr.json"
-SEEN_BY_SSH = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 
 
 def play(region: Region, name: str, *options: str, **variables: Any) -> tuple[int, str]:
@@ -57,7 +56,7 @@ def host(region: Region) -> Any:
     return testinfra.get_host(
         f"ssh://admin@{running(region)['PublicIpAddress']}:{region.variables['aws_ssh_port']}?sudo=True",
         ssh_identity_file=str(region.key),
-        ssh_extra_args=f"{SEEN_BY_SSH} -o LogLevel=ERROR -o ConnectTimeout=10",
+        ssh_extra_args="-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=10",
     )
 
 
@@ -102,15 +101,9 @@ def test_an_export_is_only_mounted(region: Region) -> None:
     machine = host(region)
     machine.check_output("apt-get install --quiet=2 --no-install-recommends nfs-kernel-server >/dev/null 2>&1")
     machine.check_output("echo '/mnt/pcgr 127.0.0.1(ro,fsid=1,no_subtree_check)' >/etc/exports && exportfs -ra")
-    connection = {
-        "ansible_host": running(region)["PublicIpAddress"],
-        "ansible_port": region.variables["aws_ssh_port"],
-        "ansible_user": "admin",
-        "ansible_ssh_private_key_file": str(region.key),
-        "ansible_ssh_common_args": SEEN_BY_SSH,
-    }
     inventory = region.folder / "inventory.json"
-    inventory.write_text(json.dumps({"pcgr": {"hosts": {"machine": connection}}}))
+    port = region.variables["aws_ssh_port"]
+    road.write_inventory(inventory, running(region)["PublicIpAddress"], port, region.key)
     export = {"base_data_source": "127.0.0.1:/mnt/pcgr", "base_data_readonly": True, "pcgr_root": "/srv/pcgr"}
     _, said = play(region, "site.yml", "-i", str(inventory), **export)
     assert "changed: [" not in said.partition("Bring the reference data")[2].partition("TASK [")[0]

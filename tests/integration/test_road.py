@@ -10,12 +10,10 @@ import importlib.util
 import io
 import json
 import re
-import socket
 import sys
 import tarfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -59,15 +57,6 @@ def eventually(look: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def ssh_answers(address: str, port: int) -> bool:
-    """Whether a server greets; the connection alone says nothing, user networking takes it before the machine is up."""
-    try:
-        with socket.create_connection((address, port), timeout=5) as connection:
-            return connection.recv(4) == b"SSH-"
-    except OSError:
-        return False
-
-
 def instances(region: Region) -> list[dict[str, Any]]:
     answer = region.client("ec2").describe_instances(Filters=[{"Name": "tag:umccr.pcgr", "Values": [NAME]}])
     return [instance for reservation in answer["Reservations"] for instance in reservation["Instances"]]
@@ -102,29 +91,11 @@ def host(region: Region) -> Any:
 
 
 def test_check_mode_passes_on_a_machine_that_only_booted(region: Region) -> None:
-    ec2 = region.client("ec2")
-    ec2.import_key_pair(KeyName="plain", PublicKeyMaterial=Path(f"{region.key}.pub").read_bytes())
-    (launched,) = ec2.run_instances(
-        ImageId=region.environment["LOCALCLOUD_AMI"], InstanceType="t3.medium", KeyName="plain", MinCount=1, MaxCount=1
-    )["Instances"]
-    ids = [launched["InstanceId"]]
-    ec2.get_waiter("instance_running").wait(InstanceIds=ids)
-    address = ec2.describe_instances(InstanceIds=ids)["Reservations"][0]["Instances"][0]["PublicIpAddress"]
-    assert eventually(lambda: ssh_answers(address, region.variables["aws_ssh_port"]), 600)
-    inventory = region.folder / "inventory.yml"
-    connection = {
-        "ansible_host": address,
-        "ansible_port": region.variables["aws_ssh_port"],
-        "ansible_user": "admin",
-        "ansible_ssh_private_key_file": str(region.key),
-        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
-    }
-    inventory.write_text(json.dumps({"pcgr": {"hosts": {"plain": connection}}}))
-    recap = play(region, "site.yml", "--check", "-i", str(inventory), consumer_queue_name="pcgr")
+    inventory = region.folder / "inventory.json"
+    with road.plain_machine(region.environment, region.key, inventory):
+        recap = play(region, "site.yml", "--check", "-i", str(inventory), consumer_queue_name="pcgr")
     assert recap["failed"] == recap["unreachable"] == 0
     assert recap["changed"] > 3  # it predicts, it does not only skip
-    ec2.terminate_instances(InstanceIds=ids)
-    ec2.get_waiter("instance_terminated").wait(InstanceIds=ids)
 
 
 def test_aws_makes_a_machine_that_reports(region: Region) -> None:
