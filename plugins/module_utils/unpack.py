@@ -55,25 +55,24 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
     gives back a message for each block that is used up.
     """
     start: int = point.get("consumed", 0)
-    # The block that is being decompressed: where it begins in the archive, and the hash of all before it.
-    begin, block, before = start, memoryview(b""), point.get("sha256") or Sha256().state
+    sha256 = Sha256(point.get("sha256"))
+    begin, block = start, memoryview(b"")  # what is being decompressed, and where in the archive it begins
+    hashed = start
 
-    def hashed() -> Iterator[memoryview]:
-        nonlocal begin, block, before
-        sha256 = Sha256(before)
+    def hash_to(end: int) -> None:
+        nonlocal hashed
+        sha256.update(block[hashed - begin : end - begin])
+        hashed = end
+
+    def arriving() -> Iterator[memoryview]:
+        nonlocal begin, block
         for come in download.blocks(start):
-            begin, block, before = begin + len(block), come, sha256.state
-            sha256.update(come)
+            begin, block = begin + len(block), come
             yield come
-        begin, block, before = begin + len(block), memoryview(b""), sha256.state
-
-    def sha256_at(consumed: int) -> Sha256:
-        sha256 = Sha256(before)
-        sha256.update(block[: consumed - begin])
-        return sha256
+            hash_to(begin + len(block))
 
     try:
-        stream = Gunzip(hashed(), point.get("inflate"), start)
+        stream = Gunzip(arriving(), point.get("inflate"), start)
         with memoryview(slots) as view:
             for number in itertools.count():
                 if number >= SLOTS:
@@ -82,9 +81,10 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
                 length = stream.readinto(view[place : place + BLOCK])
                 if not length:
                     break
-                view[place + BLOCK : place + SLOT_BYTES] = stream.state + sha256_at(stream.consumed).state
+                hash_to(stream.consumed)
+                view[place + BLOCK : place + SLOT_BYTES] = stream.state + sha256.state
                 pipe.send((length, stream.consumed))
-        pipe.send(Sha256(before).hexdigest())
+        pipe.send(sha256.hexdigest())
     except (DownloadError, GzipError) as error:
         pipe.send(error)
     except (EOFError, ConnectionError):  # nobody wants it any more
@@ -198,6 +198,7 @@ class Checkpoints:
     def __init__(self, folder: str, download: Download) -> None:
         self.folder = folder
         self.identity = {"url": download.url, "size": download.size, "tag": download.tag}
+        self.boot = boot_id()
         self.interval = max(LEAST_BETWEEN, (download.size or 0) // CHECKPOINTS)
         self._turns = itertools.cycle(LATEST)
         self._syncer = ThreadPoolExecutor(1)
@@ -222,14 +223,14 @@ class Checkpoints:
         text, _, states = record.partition(b"\n")
         point: dict[str, Any] = json.loads(text)
         known = self.identity["tag"] and point["identity"] == self.identity
-        if not known or (name != SYNCED and point["boot"] != boot_id()):
+        if not known or (name != SYNCED and point["boot"] != self.boot):
             return {}
         return point | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
 
     def write(self, point: dict[str, Any]) -> None:
         """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
         about = {key: value for key, value in point.items() if not isinstance(value, bytes)}
-        text = json.dumps({"identity": self.identity, "boot": boot_id(), **about}).encode()
+        text = json.dumps({"identity": self.identity, "boot": self.boot, **about}).encode()
         record = b"\n".join((text, point["inflate"] + point["sha256"]))
         record = HEAD.pack(zlib.crc32(record), len(record)) + record
         file = os.open(os.path.join(self.folder, next(self._turns)), os.O_WRONLY | os.O_CREAT, 0o644)

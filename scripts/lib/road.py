@@ -165,7 +165,8 @@ def region_variables(environment: Mapping[str, str], key: Path) -> dict[str, Any
 
 def client(environment: Mapping[str, str], service: str) -> Any:
     """A client of a service in the local region."""
-    return boto3.client(
+    make: Any = boto3.client  # its types know names of services only, not strings
+    return make(
         service,
         endpoint_url=environment["AWS_ENDPOINT_URL"],
         region_name=environment["AWS_DEFAULT_REGION"],
