@@ -23,7 +23,7 @@ except ImportError:
 CLASSES = {"<5%": 0.025, "5-10%": 0.075, "10-15%": 0.125, "15-20%": 0.175, ">20%": 0.30}
 # AWS does not say how long the machines of that share ran: between a day (24 h) and a month (730 h); their geometric mean.
 CLASS_HOURS = 132.0
-CLASS_WEIGHT = 0.25  # of an interruption seen: the 95th percentile then reaches the reading "a day"
+CLASS_WEIGHT = 0.25  # of an interruption seen: the 95th percentile then comes within a fifth of the reading "a day"
 OWN_WEIGHT = 0.5  # the same for the rate of all our own machines, as prior of one pool
 ENOUGH = 10  # interruptions of one pool from which on its own survival curve is used
 POINTS = 101  # of the distribution, at equal steps of probability

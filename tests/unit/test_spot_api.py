@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from plugins.module_utils import spot_record
 from plugins.module_utils.spot_log import parse_time
 from tests.unit.test_spot_price import NOW, spot_price
 
@@ -167,6 +168,13 @@ def test_regions_are_asked_side_by_side(aws: dict[str, str]) -> None:
 def test_requirements_choose_the_types(aws: dict[str, str]) -> None:
     Aws.changes = {REGION: changes(REGION, "m5.xlarge", "m5d.xlarge", "m6g.xlarge", "c5.large")}
     assert {row["type"] for row in ranked(aws, "-r", REGION)["rows"]} == {"m5.xlarge", "m5d.xlarge"}
+    sizes, prices = (
+        next(query for action, _region, query in Aws.asked if action == wanted)
+        for wanted in ("DescribeInstanceTypes", "DescribeSpotPriceHistory")
+    )
+    assert (sizes["Filter.1.Name"], sizes["Filter.1.Value.1"]) == ("supported-usage-class", "spot")
+    assert prices["ProductDescription.1"] == PRODUCT
+    assert {value for name, value in prices.items() if name.startswith("InstanceType.")} == {"m5.xlarge", "m5d.xlarge"}
     assert {row["type"] for row in ranked(aws, "-r", REGION, "--disk-gb", "100")["rows"]} == {"m5d.xlarge"}
 
 
@@ -238,6 +246,9 @@ def test_record_appends_without_gaps_or_repeats(aws: dict[str, str], tmp_path: P
     }
     assert stored == set(changes())
     assert len(content["SpotPriceHistory"]) == 6
+    times = [one["Timestamp"] for one in content["SpotPriceHistory"]]
+    assert times == sorted(times, reverse=True)
+    assert path.stat().st_mode & 0o777 == 0o644
     assert content["Recorded"] == [
         {
             "Region": REGION,
@@ -268,6 +279,34 @@ def test_record_refuses_what_would_leave_a_gap(aws: dict[str, str], tmp_path: Pa
         assert done.returncode == 2
         assert told in done.stderr and done.stderr.count("\n") == 1
     assert path.read_bytes() == before
+
+
+def test_record_refuses_a_file_of_unknown_extent_and_a_folder_that_is_not_there(
+    aws: dict[str, str], tmp_path: Path
+) -> None:
+    Aws.changes = {REGION: changes()}
+    names = ("AvailabilityZone", "InstanceType", "SpotPrice", "Timestamp")
+    plain = [dict(zip(names, one, strict=True)) | {"ProductDescription": PRODUCT} for one in changes()]
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    for name, told in (("plain.json", "was not written by record"), ("none/prices.json", "cannot be written")):
+        done = spot_price("record", tmp_path / name, "-r", REGION, "--now", NOW, **aws)
+        assert done.returncode == 2
+        assert told in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(TypeError):
+        spot_record._write(str(tmp_path / "fresh.json"), {"no": object()})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plain.json"]
+
+
+def test_record_keeps_regions_apart(aws: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    Aws.changes = {REGION: changes(), OTHER: changes(OTHER)}
+    record(aws, path, "2026-11-15T00:00:00Z", "-t", "m5.xlarge")
+    done = spot_price("record", path, "-r", OTHER, "--now", NOW, **aws)
+    assert "6 new prices, 10 in all" in done.stdout, done.stderr
+    assert "2 new prices, 12 in all" in record(aws, path, NOW, "-t", "m5.xlarge")
+    spans = {one["Region"]: one for one in json.loads(path.read_text())["Recorded"]}
+    assert len(json.loads(path.read_text())["Recorded"]) == 2
+    assert [spans[region].get("InstanceTypes") for region in (REGION, OTHER)] == [["m5.xlarge"], None]
 
 
 def test_a_recorded_file_is_ranked(aws: dict[str, str], tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_hours_billed_as_in_the_textbook() -> None:
     assert spot == pytest.approx((1 / rate + work.overhead) * math.expm1(rate * work.hours))
     assert on_demand == pytest.approx(0)
     assert machine_hours(0.0, work) == (4, 0)
+    assert machine_hours(1000.0, work._replace(losses=2)) == pytest.approx((2 / 1000 + 0.5, 4.5))  # always lost at once
 
 
 def test_hours_billed_as_simulated() -> None:
@@ -77,6 +78,12 @@ def test_survival() -> None:
 def test_priors() -> None:
     means = [hazard.interval().mean for label in CLASSES if (hazard := prior(label, 0, 0))]
     assert means == sorted(means)
+    for label, share in CLASSES.items():
+        hazard = prior(label, 0, 0)
+        assert hazard
+        rate = hazard.interval()
+        assert -math.expm1(-rate.mean * 132) == pytest.approx(share)  # that share is lost in 132 h
+        assert -math.expm1(-rate.high * 24) == pytest.approx(share, rel=0.2)  # or about in a day, at worst
     assert prior(None, 0, 0) is None
     assert (own := prior(None, 99, 1)) and own.interval().mean == pytest.approx(1.5 / 99)
 
@@ -84,11 +91,15 @@ def test_priors() -> None:
 def test_wilson_and_kaplan_meier() -> None:
     assert wilson(0, 0) is None
     assert (found := wilson(9, 10)) and (round(found.low, 3), round(found.high, 3)) == (0.652, 0.977)
+    for trials in range(1, 100):
+        assert (none := wilson(0, trials)) and none.low >= 0 and (every := wilson(trials, trials)) and every.high <= 1
     # Of five machines one was lost at 1 h; one was seen alive at 2 h; of the three left one was lost at 3 h.
     survival = kaplan_meier([1, 2, 3, 4, 4], [True, False, True, False, False], 3.5)
     assert survival.mean == pytest.approx(4 / 5 * 2 / 3)
     assert 0 < survival.low < survival.mean < survival.high < 1
+    assert kaplan_meier([1, 2, 3, 4, 4], [True, False, True, False, False], 2.5).mean == pytest.approx(4 / 5)
     assert kaplan_meier([4, 4], [False, False], 3).low < 1
+    assert (none := kaplan_meier([1, 2], [True, True], 3)).mean == 0 < none.high
 
 
 def test_costs_and_batches() -> None:
@@ -99,6 +110,16 @@ def test_costs_and_batches() -> None:
     soon, late = work._replace(deadline=4.4), work._replace(deadline=4.6)
     assert work.waves == 2
     assert batch_odds(seldom, soon).mean < 0.01 < 0.99 < batch_odds(seldom, late).mean < 1
+    assert 0.99 < batch_odds(Hazard(50, 1e9), late).mean < 1  # no failure in the trials is no certainty
+    with pytest.raises(ValueError, match="no deadline"):
+        batch_odds(often, work)
+    found, flat = (cost_per_sample(often, work, 0.1, None, high) for high in (0.2, 0.1))
+    assert flat.low < flat.mean < flat.high
+    assert found == (flat.mean, flat.low, pytest.approx(2 * flat.high))
+    # Lost at once three times, then on demand: a start and three more of half an hour, and two hours.
+    at_once, wave = Hazard(5e6, 1), work._replace(samples=4)
+    assert batch_odds(at_once, wave._replace(deadline=3.9)).mean < 0.01
+    assert batch_odds(at_once, wave._replace(deadline=4.1)).mean > 0.99
     odds = batch_odds(often, late)
     # Two machines, two rounds each, none may be lost: rates are about 0.5 an hour.
     assert odds.mean == pytest.approx(math.exp(-0.5 * 2 * 4), abs=0.03)

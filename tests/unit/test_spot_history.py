@@ -72,6 +72,16 @@ def test_exact_mode_gives_the_old_answers() -> None:
     assert old((300, 0.05), (100, 0.10)) == 100.0
 
 
+def test_bids_are_for_their_type_and_the_future_does_not_count() -> None:
+    time, price = steps((300, 0.05), (100, BID), (-1, 0.10), (-1, 0.10))
+    pools = [Pool(ZONE, kind, "Linux/UNIX") for kind in ("c4.large", "m5.large")]
+    history = History(pools, np.array([0, 3, 4]), time, price, {})
+    for durations in (spot_legacy.durations, spot_legacy.exact_durations):
+        rows = durations(history, [("c4.large", BID), ("m5.large", BID)], hours=168, now=NOW)
+        assert rows == [(168.0, "c4.large", ZONE)]  # m5.large has no price yet
+    assert spot_legacy.order([(1.0, "m5.large", "a"), (1.0, "c4.large", "b")], exact=False)[0][1] == "c4.large"
+
+
 # ---- against brute force
 
 CHANGES = st.lists(st.tuples(st.integers(-5, 400), st.sampled_from([0.04, BID, 0.08, 0.1])), min_size=1, max_size=12)

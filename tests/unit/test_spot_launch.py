@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,41 @@ def test_a_machine_comes_from_the_pools(tmp_path: Path, monkeypatch: pytest.Monk
     assert ec2().describe_launch_templates()["LaunchTemplates"] == []
     [launched] = read_log(str(log))
     assert (launched["market"], launched["type"], launched["name"]) == ("spot", "m6i.xlarge", "demo")
+    assert launched["usd_per_hour"] == answer["usd_per_hour"] > 0
     assert machine(pools=POOLS, log=str(log))["changed"] is False
     assert [kind for kind, _machine in events(log)] == ["launched", "seen"]
+
+
+def test_what_a_fleet_is_asked_for() -> None:
+    launch = load("module_utils.spot_launch")
+
+    class Client:
+        def create_launch_template(self, **arguments: Any) -> Any:
+            self.template = arguments["LaunchTemplateData"]
+            self.deleted = ""
+            return {"LaunchTemplate": {"LaunchTemplateId": "lt-1"}}
+
+        def create_fleet(self, **arguments: Any) -> Any:
+            self.asked = arguments
+            self.overrides = arguments["LaunchTemplateConfigs"][0]["Overrides"]
+            return {"Instances": [{"InstanceIds": ["i-1"]}]}
+
+        def delete_launch_template(self, LaunchTemplateId: str) -> None:
+            self.deleted = LaunchTemplateId
+
+    client, tag = Client(), {"Key": "k", "Value": "v"}
+    arguments = {"ImageId": "ami", "MinCount": 1, "MaxCount": 1, "InstanceType": "t", "SubnetId": "subnet-1"}
+    assert launch.fleet(client, arguments, [*POOLS, POOLS[0] | {"zone": "other"}], tag) == "i-1"
+    assert client.template == {"ImageId": "ami"}
+    assert client.overrides == [{"InstanceType": pool["type"], "SubnetId": "subnet-1"} for pool in POOLS]
+    assert client.asked["TargetCapacitySpecification"]["TotalTargetCapacity"] == 1
+    assert client.asked["SpotOptions"]["InstanceInterruptionBehavior"] == "terminate"
+    launch.fleet(client, {}, [{"type": f"t{number}", "zone": "z"} for number in range(400)], tag)
+    assert len(client.overrides) == 300  # more are refused
+    client.create_fleet = lambda **_: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        launch.fleet(client, {}, POOLS, tag)
+    assert client.deleted == "lt-1"
 
 
 def test_no_capacity_is_told_or_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +184,12 @@ def test_an_interruption_is_told_from_an_end() -> None:
 
     class Client:
         reason = "Server.SpotInstanceTermination"
+        state = "terminated"
+        when = "Server.SpotInstanceTermination (2026-11-22 10:00:00 GMT)"
 
         def describe_instances(self, **_: Any) -> Any:
-            state = {"State": {"Name": "terminated"}, "StateReason": {"Code": self.reason}}
-            found = state | {"StateTransitionReason": "Server.SpotInstanceTermination (2026-11-22 10:00:00 GMT)"}
+            state = {"State": {"Name": self.state}, "StateReason": {"Code": self.reason}}
+            found = state | {"StateTransitionReason": self.when}
             return {"Reservations": [{"Instances": [found]}]}
 
     def settled(path: Path, reason: str) -> dict[str, Any]:
@@ -175,6 +211,11 @@ def test_an_interruption_is_told_from_an_end() -> None:
         lost = settled(Path(folder) / "a", "Server.SpotInstanceTermination")
         assert (lost["event"], lost["time"]) == ("interrupted", parse_time("2026-11-22T10:00:00Z"))
         assert settled(Path(folder) / "b", "Client.InstanceInitiatedShutdown")["event"] == "ended"
+        Client.state, Client.when = "shutting-down", "without a time"
+        began = time.time()
+        ended = settled(Path(folder) / "c", "Client.InstanceInitiatedShutdown")
+        assert ended["event"] == "ended"
+        assert began - 1 < ended["time"] <= time.time()
 
 
 # ---- the log

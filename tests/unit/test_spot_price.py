@@ -218,10 +218,17 @@ def test_pools_dearer_than_on_demand_are_not_in_the_set(history: Path, demand: P
     assert {pool["zone"] for pool in found if pool["type"] == "m5.xlarge"} == {ZONES[0], ZONES[1]}
 
 
-def test_requirements_in_place_of_types(history: Path, advisor: Path) -> None:
+def test_requirements_in_place_of_types(history: Path, advisor: Path, tmp_path: Path) -> None:
     found = ranked("--history", history, "--advisor", advisor, "--vcpus", "4", "--memory-gib", "16")
     assert {row["type"] for row in found["rows"]} == {"m5.xlarge", "m6i.xlarge", "r5.xlarge"}
-    assert "of local disk" in refused("--history", history, "--advisor", advisor, "--now", NOW, "--disk-gb", "100")
+    for more in (("--disk-gb", "100"), ("--vcpus", "8")):
+        assert "of local disk" in refused("--history", history, "--advisor", advisor, "--now", NOW, *more)
+    types = tmp_path / "types.json"
+    size = {"VCpuInfo": {"DefaultVCpus": 4}, "MemoryInfo": {"SizeInMiB": 16384}}
+    arm = {"InstanceType": "m5.xlarge", "ProcessorInfo": {"SupportedArchitectures": ["arm64"]}, **size}
+    types.write_text(json.dumps({"InstanceTypes": [arm, {"InstanceType": "m6i.xlarge", **size}]}))
+    found = ranked("--history", history, "--types-file", types, "--vcpus", "4")
+    assert {row["type"] for row in found["rows"]} == {"m6i.xlarge"}
 
 
 def test_own_log_changes_the_odds(history: Path, advisor: Path, tmp_path: Path) -> None:
