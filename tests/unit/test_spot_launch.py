@@ -17,7 +17,7 @@ import pytest
 import yaml
 from moto import mock_aws
 
-from plugins.module_utils.spot_log import SpotError, append, lives, losses, parse_time, read_log, spent_on_demand
+from plugins.module_utils.spot_log import SpotError, append, lives, losses, parse_time, read_log, spent_on_demand, stamp
 from tests.unit.module_runner import ROOT, load, run
 
 REGION = "ap-southeast-2"
@@ -254,6 +254,8 @@ def test_losses_in_a_row_and_money_spent(tmp_path: Path) -> None:
         assert spent_on_demand(found, "demo", now) == 0
     path = tmp_path / "demand"
     write(path, "ended", "seen", market="on-demand")
+    path.write_text(path.read_text() + "\n")
+    assert lives(read_log(str(path)), now - 24 * 3600) == []
     found = lives(read_log(str(path)), now)
     assert spent_on_demand(found, "demo", now) == pytest.approx(0.2 * (1 + 2))  # the second still runs
     assert spent_on_demand(found, "demo", now + 31 * 24 * 3600) == pytest.approx(0.2 * 30 * 24)
@@ -279,6 +281,21 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, told: str) -> None:
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(SpotError, match=told):
         read_log(str(path))
+
+
+def test_a_log_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"\xff")
+    with pytest.raises(SpotError, match="log: cannot be read"):
+        read_log(str(tmp_path / "log"))
+
+
+def test_times_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-9")
+        time.tzset()
+        assert parse_time("2026-11-23T00:00:00") == parse_time(NOW)  # one without zone is UTC, wherever we are
+    time.tzset()
+    assert stamp(1.9996) == "1970-01-01T00:00:02.000Z"
 
 
 # ---- the lookup
