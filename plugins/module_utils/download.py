@@ -387,12 +387,20 @@ def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
 
 
 def save(
-    url: str, path: str, expected: str | None, *, algorithm: str = "sha256", resume: bool = False, **options: Any
+    url: str,
+    path: str,
+    expected: str | None,
+    *,
+    algorithm: str = "sha256",
+    resume: bool = False,
+    came: Callable[[int], None] = lambda _count: None,
+    **options: Any,
 ) -> str:
     """Save the file at `url` as `path`, checked against the checksum `expected` when given; return its checksum.
 
     Nothing is left on failure; with `resume`, what a broken connection or a cut leaves at `path` is where the next call goes
-    on. Raises DownloadError, also when the disk has less room than the file needs.
+    on. `came` is called with the number of bytes written each time. Raises DownloadError, also when the disk has less room
+    than the file needs.
     """
     found = hashlib.new(algorithm, usedforsecurity=False)
     start = 0
@@ -403,10 +411,11 @@ def save(
                 if start and found.hexdigest() == expected:
                     return found.hexdigest()
             download = Download(url, **options)
-            _make_sure_of_room(download, start, os.path.dirname(path))
+            make_sure_of_space(os.path.dirname(path), (download.size or 0) - start, url)
             for block in download.blocks(start):
                 out.write(block)
                 found.update(block)
+                came(len(block))
         check(url, found.hexdigest(), download.size, expected, algorithm=algorithm, told=download.type)
     except BaseException as error:
         if os.path.exists(path) and not (resume and isinstance(error, Interrupted | KeyboardInterrupt)):
@@ -415,10 +424,16 @@ def save(
     return found.hexdigest()
 
 
-def _make_sure_of_room(download: Download, start: int, folder: str) -> None:
-    missing, free = (download.size or 0) - start, shutil.disk_usage(folder).free
-    if missing > free:
-        raise DownloadError(f"{download.url}: {missing} bytes to come, {free} bytes free in {folder}")
+def make_sure_of_space(folder: str, need: float, what: str) -> None:
+    """Raise DownloadError when the disk of `folder` has less than the `need` bytes that `what` takes."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise DownloadError(f"{folder}: {readable(free)} free, about {readable(need)} needed for {what}")
+
+
+def readable(size: float) -> str:
+    """`size` bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _read_into(found: Any, path: str) -> int:

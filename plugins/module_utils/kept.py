@@ -36,6 +36,13 @@ def alone(folder: str) -> Iterator[None]:
         os.close(lock)
 
 
+def replace(path: str, content: bytes) -> None:
+    """Make the file at `path` hold `content`; nobody sees half of it."""
+    with open(path + ".new", "wb") as out:
+        out.write(content)
+    os.replace(path + ".new", path)
+
+
 def write_json(path: str, content: dict[str, Any]) -> None:
     """Replace the file at `path` by a rename."""
     folder = os.path.dirname(path)

@@ -22,6 +22,7 @@ from typing import Any
 
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import BLOCK, Download, DownloadError, Interrupted
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, GzipError, Sha256
+from ansible_collections.umccr.pcgr.plugins.module_utils.kept import replace
 
 LATEST, SYNCED = (".checkpoint-0", ".checkpoint-1"), ".checkpoint-on-disk"
 HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follows
@@ -252,13 +253,6 @@ class Checkpoints:
         sync(self.folder)
         replace(os.path.join(self.folder, SYNCED), record)
         sync(self.folder)
-
-
-def replace(path: str, content: bytes) -> None:
-    """Make the file at `path` hold `content`; nobody sees half of it."""
-    with open(path + ".new", "wb") as out:
-        out.write(content)
-    os.replace(path + ".new", path)
 
 
 def sync(folder: str) -> None:

@@ -72,6 +72,10 @@ options:
     description: Free space asked for, as a multiple of an archive's size, before its download begins.
     type: float
     default: 2.5
+  defer:
+    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -89,6 +93,10 @@ parts:
   type: list
   elements: dict
   returned: always
+deferred:
+  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  type: str
+  returned: when O(defer) and much is to come
 """
 
 
@@ -105,6 +113,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     Interrupted,
     address,
     check,
+    make_sure_of_space,
     mirror_checksums,
     options_of,
 )
@@ -116,6 +125,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     read_json,
     write_json,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils.progress import Progress, put_off
 from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
     STAGING,
     STAMP,
@@ -152,14 +162,12 @@ def make_sure_of_writing(due: list[Part], root: str) -> None:
             )
 
 
-def make_sure_of_space(root: str, download: Download, factor: float) -> None:
-    """Raise DatabundleError when the disk is too full for what the server announces."""
-    free = shutil.disk_usage(root).free
-    need = int((download.size or 0) * factor)
-    if free < need:
-        raise DatabundleError(
-            f"{root}: {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed for {download.url} ({download.size} bytes)"
-        )
+def to_come(due: list[Part], release: dict[str, Any]) -> float:
+    """Bytes of the archives of `due` as far as `release` knows them."""
+    wanted = {item.archive for item in due}
+    archives = [entry for part in ("bundle", "vep") for entry in release[part]["archives"].values() if entry]
+    sizes = {entry["file"]: entry.get("bytes") or (entry.get("approx_gb") or 0) * 1e9 for entry in archives}
+    return float(sum(size for file, size in sizes.items() if file in wanted))
 
 
 def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> None:
@@ -197,7 +205,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     point = checkpoints.read()
     if not point:
         shutil.rmtree(staging, ignore_errors=True)
-        make_sure_of_space(os.path.dirname(staging), download, options["space_factor"])
+        make_sure_of_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
         os.mkdir(staging, 0o755)
     arrival = Arrival(download, point)
     unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints)
@@ -282,6 +290,7 @@ def bring(module: AnsibleModule) -> None:
         else:
             jobs.setdefault(source(item, mirror), []).append(item)
     if due and not module.check_mode:
+        put_off(module, to_come(due, params["release"]), os.path.join(root, PROGRESS))
         options = {
             "download": download | {"connections": params["connections"]},
             "space_factor": params["space_factor"],
@@ -295,8 +304,10 @@ def bring(module: AnsibleModule) -> None:
                 if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
                     shutil.rmtree(path)
             try:
-                for item, folder in seeds:
-                    adopt(item, root, folder)
+                with Progress(os.path.join(root, PROGRESS)) as progress:
+                    for item, folder in seeds:
+                        progress.begin(f"{item.label} from {folder}")
+                        adopt(item, root, folder)
                 for url, items in jobs.items():
                     install(items, root, url, options)
             finally:
@@ -332,6 +343,7 @@ def main() -> None:
             "timeout": {"type": "int", "default": 60},
             "attempts": {"type": "int", "default": 6},
             "space_factor": {"type": "float", "default": 2.5},
+            "defer": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -80,6 +80,10 @@ options:
     description: Remove other runtimes below O(path).
     type: bool
     default: false
+  defer:
+    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -99,6 +103,10 @@ removed:
   type: list
   elements: str
   returned: always
+deferred:
+  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  type: str
+  returned: when O(defer) and much is to come
 """
 
 import concurrent.futures
@@ -116,8 +124,10 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     DownloadError,
     address,
     check,
+    make_sure_of_space,
     mirror_checksums,
     options_of,
+    readable,
     save,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
@@ -128,6 +138,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     remove,
     write_json,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils.progress import PROGRESS, Progress, put_off
 from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
 
 STAMP = ".umccr.pcgr.json"
@@ -218,7 +229,7 @@ def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, A
     return parse(text.decode("utf-8", errors="replace"), url)
 
 
-def fetch(packages: list[Package], folder: str, params: dict[str, Any]) -> None:
+def fetch(packages: list[Package], folder: str, params: dict[str, Any], progress: Progress) -> None:
     """Have every package as `<folder>/<md5>/<file>`. Raises DownloadError; what has arrived by then stays."""
     options = {"timeout": params["timeout"], "attempts": params["attempts"], "connections": 1}
 
@@ -226,17 +237,19 @@ def fetch(packages: list[Package], folder: str, params: dict[str, Any]) -> None:
         url = address(params["conda_mirror_url"], package.place) if params["conda_mirror_url"] else package.url
         path = os.path.join(folder, package.md5, package.file)
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        save(url, path, package.md5, algorithm="md5", resume=True, **options)
+        save(url, path, package.md5, algorithm="md5", resume=True, came=progress.came, **options)
 
     pool = concurrent.futures.ThreadPoolExecutor(params["connections"])
     try:
-        for task in [pool.submit(one, package) for package in packages]:
+        for progress.done, task in enumerate([pool.submit(one, package) for package in packages]):
             task.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: str, cache: str) -> None:
+def link(
+    module: AnsibleModule, prefix: str, packages: list[Package], folder: str, cache: str, *, progress: Progress
+) -> None:
     """Make the environment at `prefix` and run its post-link scripts."""
     params = module.params
     work = {
@@ -263,6 +276,7 @@ def link(module: AnsibleModule, prefix: str, packages: list[Package], folder: st
     if params["conda_mirror_url"]:
         prefer_mirror(os.path.join(prefix, DATA_ADDRESSES), params["conda_mirror_url"])
     for package, script in scripts:
+        progress.begin(f"post-link script of {package.name}")
         version, build = re.sub(r"\.(conda|tar\.bz2)$", "", package.file).rsplit("-", 2)[1:]
         environment = {
             "PREFIX": prefix,
@@ -310,7 +324,13 @@ def arrivals(image: str) -> str:
     return os.path.join(os.path.dirname(image), f".packages-{os.path.basename(image)}")
 
 
-def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
+def install(
+    module: AnsibleModule,
+    image: str,
+    locks: dict[str, dict[str, Any]],
+    progress: Progress,
+    options: dict[str, Any],
+) -> None:
     """Make the folder `image` with an environment per lock, stamped last."""
     params = module.params
     packages = {name: read_lock(lock, params["mirror_url"], options) for name, lock in locks.items()}
@@ -320,19 +340,18 @@ def install(module: AnsibleModule, image: str, locks: dict[str, dict[str, Any]],
     shutil.rmtree(cache, ignore_errors=True)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     every = sorted({package for some in packages.values() for package in some})
-    fetch(every, folder, params)
+    progress.begin("conda packages", len(every), "packages")
+    fetch(every, folder, params, progress)
     size = sum(os.path.getsize(os.path.join(folder, package.md5, package.file)) for package in every)
-    free = shutil.disk_usage(folder).free
-    if free < size * params["space_factor"]:
-        raise CondaError(
-            f"{params['path']}: {free / 1e9:.1f} GB free, about {size * params['space_factor'] / 1e9:.1f} GB needed"
-            f" to unpack {len(every)} packages of {size / 1e9:.1f} GB"
-        )
+    make_sure_of_space(
+        params["path"], size * params["space_factor"], f"{len(every)} packages of {readable(size)}, unpacked"
+    )
     try:
         for name, some in packages.items():
+            progress.begin(f"conda environment {name}")
             prefix = os.path.join(image, "envs", name)
             os.makedirs(prefix, mode=0o755)
-            link(module, prefix, some, folder, cache)
+            link(module, prefix, some, folder, cache, progress=progress)
     except BaseException:
         shutil.rmtree(image, ignore_errors=True)
         shutil.rmtree(cache, ignore_errors=True)
@@ -364,10 +383,14 @@ def provide(module: AnsibleModule) -> None:
     changed = due or read_json(params["record"]) != wanted
     # A cut after the stamp leaves the packages.
     if (changed or os.path.exists(arrivals(image))) and not module.check_mode:
+        telling = os.path.join(params["path"], PROGRESS)
+        if due:
+            put_off(module, None, telling)  # locks tell no sizes
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
         with alone(params["path"]):
             if due:
-                install(module, image, locks, options)
+                with Progress(telling) as progress:
+                    install(module, image, locks, progress, options)
             if changed:
                 write_json(params["record"], wanted)
             shutil.rmtree(arrivals(image), ignore_errors=True)
@@ -396,6 +419,7 @@ def main() -> None:
             "attempts": {"type": "int", "default": 6},
             "space_factor": {"type": "float", "default": 5.0},
             "prune": {"type": "bool", "default": False},
+            "defer": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -62,8 +62,18 @@ options:
     description: Attempts without progress before giving up, for pulls and downloads.
     type: int
     default: 6
+  space_factor:
+    description:
+      - Free space asked for in docker's folder of images, as a multiple of the compressed layers or of the archive; 0 not to ask.
+      - Not asked either where the registry does not tell the layers' sizes without an account.
+    type: float
+    default: 3
   prune:
     description: Remove other images of the repository, and runtimes of other kinds below O(path).
+    type: bool
+    default: false
+  defer:
+    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
     type: bool
     default: false
 """
@@ -91,19 +101,26 @@ removed:
   type: list
   elements: str
   returned: always
+deferred:
+  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  type: str
+  returned: when O(defer) and much is to come
 """
 
 import json
 import os
 import re
+import subprocess
 import tempfile
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
+    Download,
     DownloadError,
     address,
+    make_sure_of_space,
     mirror_checksums,
     options_of,
     save,
@@ -117,7 +134,14 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     remove,
     write_json,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils.progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils.registry import Registry
 
+DOCKER_HUB = "registry-1.docker.io"
+# The architectures as Go names them, and so manifests.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+ASK_SECONDS = 10  # a registry that is asked for sizes only
+LAYER_DONE = ("Pull complete", "Already exists")
 # What a registry says when asking again will not help.
 PERMANENT = ("manifest unknown", "not found", "denied", "unauthorized")
 
@@ -160,18 +184,38 @@ class Docker:
         lines = self.run("image", "ls", "--no-trunc", "--format", "{{.Repository}} {{.ID}}").splitlines()
         return sorted({line.split()[1] for line in lines if line.split()[0] == repository})
 
-    def pull(self, name: str, attempts: int) -> None:
+    def data_root(self) -> str | None:
+        """Folder of the images, or None where docker leaves them to containerd, whose folder it does not tell."""
+        about = json.loads(self.run("info", "--format", "{{json .}}"))
+        root = str(about.get("DockerRootDir"))
+        return root if os.path.isdir(root) and "io.containerd" not in str(about.get("DriverStatus")) else None
+
+    def pull(self, name: str, attempts: int, progress: Progress) -> None:
         """Pull `name`; layers that arrived are kept between attempts, so trying again resumes."""
         for attempt in range(1, attempts):
             try:
-                self.run("pull", "--quiet", name)
+                self._pull(name, progress)
             except ImageError as error:
                 if any(word in str(error) for word in PERMANENT):
                     raise
             else:
                 return
             time.sleep(min(2**attempt, 30))
-        self.run("pull", "--quiet", name)
+        self._pull(name, progress)
+
+    def _pull(self, name: str, progress: Progress) -> None:
+        layers: dict[str, bool] = {}
+        last = ""
+        command = [str(self.program), "pull", name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for line in process.stdout or ():
+                last = line.strip() or last
+                layer, _, state = last.partition(": ")
+                if re.fullmatch("[0-9a-f]{12}", layer):
+                    layers[layer] = state in LAYER_DONE
+                    progress.done, progress.size = sum(layers.values()), len(layers)
+        if process.returncode:
+            raise ImageError(f"docker pull {name}: {last or f'exit code {process.returncode}'}")
 
 
 def split(reference: str) -> tuple[str, str]:
@@ -206,13 +250,51 @@ def pinned(reference: str, digest: str | None) -> str:
     return f"{head}{slash}{name.partition(':')[0]}@{digest}"
 
 
-def load(docker: Docker, params: dict[str, Any], sha256: str | None) -> str:
+def layers_bytes(params: dict[str, Any]) -> int | None:
+    """Bytes of the image's layers as its registry sends them, or None where it does not tell without an account."""
+    registry, rest = split(mirrored(params["reference"], params["registry_mirror"]))
+    repository, _, tag = rest.partition(":")
+    plain = "http://" if str(params["registry_mirror"]).startswith("http://") else ""
+    if not registry and "/" not in repository:
+        repository = f"library/{repository}"
+    asked = Registry(plain + (registry or DOCKER_HUB), repository, params["digest"] or tag or "latest", ASK_SECONDS)
+    try:
+        manifest = asked.manifest({"timeout": ASK_SECONDS, "attempts": 1}, ARCHITECTURES.get(os.uname().machine, ""))
+        return sum(int(layer["size"]) for layer in manifest["layers"])
+    except (DownloadError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def begin(module: AnsibleModule, docker: Docker, size: int | None, what: str, archive: int = 0) -> Progress:
+    """Make sure that there is room for `what`, of `size` bytes while it travels; the progress of bringing it.
+
+    `archive` is the size of a file that lies in the scratch folder meanwhile. Raises DownloadError, or ends the module to put it off.
+    """
+    params = module.params
+    root = docker.data_root() if size else None
+    if root and size:
+        factor = 1 if archive and what.endswith(".tar") else params["space_factor"]  # docker save does not compress
+        shared = archive and os.stat(root).st_dev == os.stat(params["scratch"]).st_dev
+        make_sure_of_space(root, size * factor + (archive if shared else 0), what)
+    telling = os.path.join(os.path.dirname(params["checksums"]), PROGRESS)
+    put_off(module, size, telling)
+    return Progress(telling)
+
+
+def load(module: AnsibleModule, docker: Docker, sha256: str | None) -> str:
     """Download the archive, check it, load it; return its SHA-256. The archive does not stay."""
+    params = module.params
     url = address(params["mirror_url"], params["archive"])
     options = options_of(params)
-    with tempfile.TemporaryDirectory(dir=params["scratch"], prefix=".pcgr-image-") as folder:
+    size = Download(url, **options).size
+    with (
+        begin(module, docker, size, url, size or 0) as progress,
+        tempfile.TemporaryDirectory(dir=params["scratch"], prefix=".pcgr-image-") as folder,
+    ):
         path = os.path.join(folder, "image.tar")
-        found: str = save(url, path, sha256, **options)
+        progress.begin(params["archive"], size)
+        found: str = save(url, path, sha256, came=progress.came, **options)
+        progress.begin(f"docker load of {params['archive']}")
         answer = docker.run("load", "--input", path)
     if f"Loaded image: {params['reference']}" not in answer.splitlines():
         raise ImageError(
@@ -268,7 +350,9 @@ def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any])
     if brought and module.check_mode:
         return {"image": "", "digest": params["digest"], "brought": True}
     if brought:
-        docker.pull(name, params["attempts"])
+        with begin(module, docker, layers_bytes(params), name) as progress:
+            progress.begin(name, unit="layers")
+            docker.pull(name, params["attempts"], progress)
         image = known(docker, name)
     digests = docker.digests(str(image), repository_of(reference))
     if params["digest"]:
@@ -302,7 +386,7 @@ def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) 
     if not brought:
         sha256 = before.get("archive_sha256")
     elif not module.check_mode:
-        sha256 = load(docker, params, sha256)
+        sha256 = load(module, docker, sha256)
         image = known(docker, params["reference"])
     return {
         "image": image or "",
@@ -348,7 +432,9 @@ def main() -> None:
             "scratch": {"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
             "timeout": {"type": "int", "default": 60},
             "attempts": {"type": "int", "default": 6},
+            "space_factor": {"type": "float", "default": 3.0},
             "prune": {"type": "bool", "default": False},
+            "defer": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -68,6 +68,10 @@ options:
     description: Remove other runtimes below O(path).
     type: bool
     default: false
+  defer:
+    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -91,15 +95,16 @@ removed:
   type: list
   elements: str
   returned: always
+deferred:
+  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  type: str
+  returned: when O(defer) and much is to come
 """
 
 import json
 import os
 import re
-import threading
-import time
 from typing import Any
-from urllib.parse import urlencode
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
@@ -119,105 +124,37 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     remove,
     write_json,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils.progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils.registry import Registry
 from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
 
-try:
-    import requests
-except ImportError:
-    requests = None  # type: ignore[assignment]
-
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
-MANIFEST_BYTES = 4 << 20  # the most that registries have to accept
 SIF_MAGIC = b"SIF_MAGIC"
 SIF_MAGIC_AT = 32
-# A token without a stated life lasts 60 s (the registries' token specification).
-TOKEN_SECONDS = 60
 
 
 class SifError(Exception):
     """The image cannot be had; the text is one line."""
 
 
-class Registry:
-    """What is asked of a registry without an account. Raises SifError and DownloadError."""
+def registry_of(reference: str, mirror: str | None, timeout: float) -> Registry:
+    """The registry that has `reference`, or that `mirror` which is asked in its place."""
+    match = re.fullmatch(r"oras://([^/@\s]+)/([^:@\s]+):([\w][\w.-]{0,127})", reference)
+    if not match:
+        raise SifError(f"{reference}: found no image reference, allowed oras://REGISTRY/REPOSITORY:TAG")
+    return Registry(mirror or match[1], match[2], match[3], timeout)
 
-    def __init__(self, reference: str, mirror: str | None, timeout: float) -> None:
-        match = re.fullmatch(r"oras://([^/@\s]+)/([^:@\s]+):([\w][\w.-]{0,127})", reference)
-        if not match:
-            raise SifError(f"{reference}: found no image reference, allowed oras://REGISTRY/REPOSITORY:TAG")
-        host, self.repository, self.tag = match.groups()
-        base = mirror or host
-        self.base = (base if re.match("https?://", base) else f"https://{base}").rstrip("/")
-        # A mirror below a path has that path between /v2/ and the repository.
-        scheme, _, rest = self.base.partition("://")
-        host, _, folder = rest.partition("/")
-        self.base, self.repository = f"{scheme}://{host}", f"{folder}/{self.repository}".lstrip("/")
-        self.timeout = timeout
-        self._challenge: dict[str, str] | None = None
-        self._token, self._until = "", 0.0
-        self._lock = threading.Lock()
 
-    def url(self, kind: str, name: str) -> str:
-        """Address of a manifest or blob."""
-        return f"{self.base}/v2/{self.repository}/{kind}/{name}"
-
-    def headers(self) -> dict[str, str]:
-        """What a request is to carry; tokens last minutes, so that a long download needs several."""
-        with self._lock:
-            if self._challenge is None:
-                self._challenge = self._ask()
-            if self._challenge and time.monotonic() >= self._until:
-                self._new_token(self._challenge)
-            return {"Authorization": f"Bearer {self._token}"} if self._token else {}
-
-    def _ask(self) -> dict[str, str]:
-        """What the registry wants to be asked with; empty when nothing."""
-        url = self.url("manifests", self.tag)
-        answer = requests.head(url, headers={"Accept": MANIFEST}, timeout=self.timeout)
-        if answer.status_code >= 500:
-            answer.raise_for_status()  # an OSError, which is tried again
-        if answer.status_code != 401:
-            return {}
-        told = answer.headers.get("WWW-Authenticate", "")
-        challenge = dict(re.findall(r'(\w+)="([^"]*)"', told))
-        if not told.lower().startswith("bearer ") or "realm" not in challenge:
-            raise SifError(
-                f"{url}: the registry wants a login ({told.split(' ')[0] or 'of no kind'}); only public images can be had"
-            )
-        return challenge
-
-    def _new_token(self, challenge: dict[str, str]) -> None:
-        query = {"service": challenge.get("service", ""), "scope": f"repository:{self.repository}:pull"}
-        url = f"{challenge['realm']}?{urlencode(query)}"
-        answer = requests.get(url, timeout=self.timeout)
-        try:
-            given = answer.json()
-            self._token = given.get("token") or given["access_token"]
-            life = float(given.get("expires_in") or TOKEN_SECONDS)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise SifError(
-                f"{url}: the registry gives no token without an account ({answer.status_code} {answer.reason})"
-            ) from error
-        self._until = time.monotonic() + life / 2
-
-    def layer(self, options: dict[str, Any]) -> str:
-        """SHA-256 of the image that the tag names now."""
-        url = self.url("manifests", self.tag)
-        text = b""
-        for block in Download(url, headers=lambda: {"Accept": MANIFEST, **self.headers()}, **options).blocks():
-            text += block
-            if len(text) > MANIFEST_BYTES:
-                break
-        try:
-            layers = [layer for layer in json.loads(text)["layers"] if layer["mediaType"] == LAYER]
-        except (ValueError, KeyError, TypeError) as error:
-            raise SifError(f"{url}: found no image manifest but {bytes(text[:40])!r}") from error
-        if len(layers) != 1 or not re.fullmatch(r"sha256:[0-9a-f]{64}", str(layers[0].get("digest"))):
-            raise SifError(
-                f"{url}: found {len(layers)} layers of type {LAYER}, allowed exactly one, with a sha256 digest"
-            )
-        return str(layers[0]["digest"]).partition(":")[2]
+def sha256_of(registry: Registry, options: dict[str, Any]) -> str:
+    """SHA-256 of the image that the tag names now."""
+    url, manifest = registry.url("manifests", registry.tag), registry.manifest(options)
+    try:
+        layers = [layer for layer in manifest["layers"] if layer["mediaType"] == LAYER]
+    except (KeyError, TypeError) as error:
+        raise SifError(f"{url}: found no image manifest but {json.dumps(manifest)[:40]}") from error
+    if len(layers) != 1 or not re.fullmatch(r"sha256:[0-9a-f]{64}", str(layers[0].get("digest"))):
+        raise SifError(f"{url}: found {len(layers)} layers of type {LAYER}, allowed exactly one, with a sha256 digest")
+    return str(layers[0]["digest"]).partition(":")[2]
 
 
 def expected(
@@ -248,19 +185,19 @@ def expected(
         return sha256, address(params["mirror_url"], name), None
     if stays:
         return recorded, "", None
-    registry = Registry(name, params["registry_mirror"], params["timeout"])
+    registry = registry_of(name, params["registry_mirror"], params["timeout"])
     sha256 = params["sha256"]
     if not sha256:
-        sha256 = registry.layer(options)
+        sha256 = sha256_of(registry, options)
         compare_with_first(params["checksums"], name, sha256, remember=not module.check_mode)
     return sha256, registry.url("blobs", f"sha256:{sha256}"), registry
 
 
-def bring(path: str, url: str, sha256: str, registry: Registry | None, options: dict[str, Any]) -> None:
+def bring(path: str, url: str, sha256: str, progress: Progress, options: dict[str, Any]) -> None:
     """Have the image at `path`; raises SifError and DownloadError. What a cut leaves is where the next run goes on."""
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
-    headers = {"headers": registry.headers} if registry else {}
-    save(url, part, sha256, resume=True, **headers, **options)
+    progress.done = os.path.getsize(part) if os.path.exists(part) else 0
+    save(url, part, sha256, resume=True, came=progress.came, **options)
     with open(part, "rb") as file:
         head = file.read(SIF_MAGIC_AT + len(SIF_MAGIC))
     if head[SIF_MAGIC_AT:] != SIF_MAGIC:
@@ -288,10 +225,18 @@ def provide(module: AnsibleModule) -> None:
     changed = due or before != wanted
     old = others(params["path"], image) if params["prune"] else []
     if (changed or old) and not module.check_mode:
+        telling = os.path.join(params["path"], PROGRESS)
+        size = None
+        if due:
+            options |= {"connections": params["connections"], **({"headers": registry.headers} if registry else {})}
+            size = Download(url, **options).size
+            put_off(module, size, telling)
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
         with alone(params["path"]):
             if due:
-                bring(image, url, sha256, registry, options | {"connections": params["connections"]})
+                with Progress(telling) as progress:
+                    progress.begin(f"Apptainer image {wanted['reference']}", size)
+                    bring(image, url, sha256, progress, options)
             if changed:
                 write_json(params["record"], wanted)
             for path in old:
@@ -316,6 +261,7 @@ def main() -> None:
             "timeout": {"type": "int", "default": 60},
             "attempts": {"type": "int", "default": 6},
             "prune": {"type": "bool", "default": False},
+            "defer": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.module_runner import run
+from tests.unit.module_runner import load, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -208,6 +208,30 @@ def test_pulled_by_digest_through_the_mirror(machine: Machine) -> None:
     assert (answer["changed"], answer["image"]) == (True, image)
     assert machine.record() == {"kind": "docker", "image": image, "reference": REFERENCE, "digest": digest}
     assert machine.provide(digest=digest)["changed"] is False
+
+
+def test_pull_that_does_not_fit_is_refused(machine: Machine) -> None:
+    """The registry tells the layers' sizes, the daemon where it keeps its images."""
+    _image, digest = machine.push("x" * 100_000)
+    registry = {"registry_mirror": f"http://{machine.registry.host}", "digest": digest}
+    told = machine.provide(space_factor=1e15, **registry)["msg"]
+    assert told.startswith(f"{machine.folder}/docker: ")
+    assert " GB free, about " in told
+    assert machine.registry.host in told
+    assert not machine.docker("image", "ls", "--quiet")
+    assert machine.provide(defer=True, **registry)["changed"] is True  # little, since its size is known
+
+
+def test_layers_of_a_pull_are_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.push("layers")
+    told: list[dict[str, Any]] = []
+    module = load("module_utils.progress")
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.001)
+    monkeypatch.setattr(module, "replace", lambda _path, text: told.append(json.loads(text)))
+    assert "deferred" in machine.provide(defer=True)  # asked by https, the registry tells no size
+    assert not machine.docker("image", "ls", "--quiet")
+    assert machine.provide()["changed"] is True
+    assert (1, 1, "layers") in {(one["done"], one["size"], one["unit"]) for one in told}
 
 
 def test_digest_that_the_registry_does_not_have(machine: Machine) -> None:

@@ -239,6 +239,17 @@ def test_seed_changed_while_it_was_copied(tmp_path: Path, monkeypatch: pytest.Mo
     refused(bring(tmp_path / "root", None, seed=str(seed)), tmp_path / "root", "nothing was put in place")
 
 
+def test_copying_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller takes work that tells nothing for stalled."""
+    seed, told = unpacked(tmp_path / "seed", BUNDLE | VEP), []
+    progress = load("module_utils.progress")
+    monkeypatch.setattr(progress, "TELL_SECONDS", 0.001)
+    monkeypatch.setattr(progress, "replace", lambda path, text: told.append((path, json.loads(text)["part"])))
+    assert bring(tmp_path / "root", None, seed=str(seed))["changed"] is True
+    name = load("module_utils.unpack").PROGRESS
+    assert (f"{tmp_path}/root/{name}", f"bundle 20260620 grch38 from {seed}/data/grch38") in told
+
+
 def test_seed_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = unpacked(tmp_path / "seed", BUNDLE | VEP)
     usage = load("module_utils.seed").shutil._ntuple_diskusage(10, 9, 1)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +23,17 @@ from tests.unit.test_databundle import Mirror
 REFERENCE = "umccr/tool:1"
 # images: {reference: id}; "registry" holds the id that every name has there, "repository" where all images came from, and
 # the digest is made of the id; an archive is "<reference> <id>".
+LAYERS = [
+    ("1", "Pulling from umccr/tool"),
+    *[(letter * 12, "Pulling fs layer") for letter in "abc"],
+    ("a" * 12, "Download complete"),
+    ("a" * 12, "Pull complete"),
+    ("b" * 12, "Already exists"),
+]
 DOCKER = f"""#!{sys.executable} -S
-import json, os, sys
+import json, os, sys, time
 
+LAYERS = {LAYERS!r}
 os.chdir(os.path.dirname(sys.argv[0]))
 arguments = sys.argv[1:]
 print(*arguments, file=open("calls", "a"))
@@ -33,17 +47,23 @@ match arguments:
         digest = "sha256:" + found[7:].translate(str.maketrans("123", "abc"))
         digests = [read("repository") + "@" + digest] if os.path.exists("repository") else []
         print(found if shown == "{{{{.Id}}}}" else json.dumps(digests))
+    case ["info", "--format", "{{{{json .}}}}"]:
+        print(json.dumps({{"DockerRootDir": os.getcwd(), "DriverStatus": read("driver").split()}}))
     case ["image", "ls", *_]:
         print(*[read("repository") + " " + found for found in images.values()], sep="\\n")
     case ["image", "rm", unwanted]:
         images = {{name: found for name, found in images.items() if found != unwanted}}
-    case ["pull", "--quiet", name]:
+    case ["pull", name]:
         left = int(read("broken")) if os.path.exists("broken") else 0
         if left:
             open("broken", "w").write(str(left - 1))
             sys.exit("Error: connection reset")
         if not os.path.exists("registry"):
             sys.exit("Error: manifest unknown")
+        for layer, state in LAYERS:
+            print(layer + ": " + state, flush=True)
+            if os.path.exists("slow") and "Pulling" not in state:
+                time.sleep(float(read("slow")))
         images[name] = read("registry")
     case ["load", "--input", path]:
         name, found = read(path).split()
@@ -61,6 +81,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "images").write_text("{}")
+    (folder / "driver").write_text("overlay2")
     (folder / "docker").write_text(DOCKER)
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -115,7 +136,7 @@ def test_digest_replaces_the_tag(docker: Path, tmp_path: Path) -> None:
     (docker / "registry").write_text(ID)
     (docker / "repository").write_text("umccr/tool")
     assert provide(tmp_path, digest=DIGEST)["changed"] is True
-    assert calls(docker, "pull") == [f"pull --quiet umccr/tool@{DIGEST}"]
+    assert calls(docker, "pull") == [f"pull umccr/tool@{DIGEST}"]
     assert record(tmp_path)["digest"] == DIGEST
     assert provide(tmp_path, digest=DIGEST)["changed"] is False
 
@@ -172,7 +193,7 @@ def test_registry_mirror_is_asked(docker: Path, tmp_path: Path) -> None:
     (docker / "registry").write_text(ID)
     (docker / "repository").write_text("mirror:5000/umccr/tool")
     provide(tmp_path, registry_mirror="mirror:5000", digest=DIGEST)
-    assert calls(docker, "pull") == [f"pull --quiet mirror:5000/umccr/tool@{DIGEST}"]
+    assert calls(docker, "pull") == [f"pull mirror:5000/umccr/tool@{DIGEST}"]
     assert record(tmp_path)["reference"] == REFERENCE
 
 
@@ -214,13 +235,13 @@ def test_unknown_image_is_not_tried_again(docker: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "etc").exists()
 
 
-def mirror(tmp_path: Path, text: str, sums: str | None = None) -> dict[str, Any]:
+def mirror(tmp_path: Path, text: str, sums: str | None = None, name: str = "image.tar") -> dict[str, Any]:
     folder = tmp_path / "mirror"
     folder.mkdir(exist_ok=True)
-    (folder / "image.tar").write_text(text)
+    (folder / name).write_text(text)
     found = sums or hashlib.sha256(text.encode()).hexdigest()
-    (folder / "SHA256SUMS").write_text(f"{found}  image.tar\n")
-    return {"archive": "image.tar", "mirror_url": f"file://{folder}"}
+    (folder / "SHA256SUMS").write_text(f"{found}  {name}\n")
+    return {"archive": name, "mirror_url": f"file://{folder}"}
 
 
 def test_loaded_once_and_again_when_the_archive_is_another(docker: Path, tmp_path: Path) -> None:
@@ -273,3 +294,122 @@ def test_archive_in_a_bucket(docker: Path, tmp_path: Path) -> None:
     assert provide(tmp_path, signed=signed, **source)["image"] == ID
     server.server.shutdown()
     server.server.server_close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """Address of a registry that tells sizes: 600 MB for this machine, of an index that has another machine's, too."""
+    folder = tmp_path / "registry/v2/umccr/tool/manifests"
+    folder.mkdir(parents=True)
+    here = load("modules.runtime_image").ARCHITECTURES[os.uname().machine]
+    entries = [
+        {"digest": "sha256:other", "platform": {"os": "linux", "architecture": "s390x"}},
+        {"digest": "sha256:this", "platform": {"os": "linux", "architecture": here}},
+    ]
+    (folder / "1").write_text(json.dumps({"manifests": entries}))
+    (folder / "sha256:other").write_text(json.dumps({"layers": [{"size": 9_000_000_000}]}))
+    (folder / "sha256:this").write_text(json.dumps({"layers": [{"size": 400_000_000}, {"size": 200_000_000}]}))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "registry"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=size))
+
+
+def test_pull_that_does_not_fit_is_refused(
+    docker: Path, tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docker / "registry").write_text(ID)
+    free(monkeypatch, 1.7e9)
+    told = provide(tmp_path, registry_mirror=registry, scratch="/nowhere")["msg"]
+    name = f"{registry.removeprefix('http://')}/umccr/tool:1"
+    assert told == f"{docker}: 1.7 GB free, about 1.8 GB needed for {name}"
+    assert not calls(docker, "pull")
+    assert not (tmp_path / "etc").exists()
+    free(monkeypatch, 1.9e9)
+    assert provide(tmp_path, registry_mirror=registry)["changed"] is True
+
+
+@pytest.mark.parametrize("why", ["no registry", "not asked", "containerd", "no manifest", "an error page"])
+def test_pull_of_which_the_room_is_unknown_goes_on(
+    docker: Path, tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    (docker / "registry").write_text(ID)
+    free(monkeypatch, 0)
+    arguments: dict[str, Any] = {"registry_mirror": registry}
+    manifest = tmp_path / "registry/v2/umccr/tool/manifests/1"
+    if why == "no registry":
+        arguments["registry_mirror"] = "http://127.0.0.1:9"
+    elif why == "not asked":
+        arguments["space_factor"] = 0
+    elif why == "containerd":  # then docker does not tell where the images lie
+        (docker / "driver").write_text("driver-type io.containerd.snapshotter.v1")
+    elif why == "no manifest":
+        manifest.write_text(json.dumps({"layers": "none"}))
+    else:
+        manifest.write_text("<html>please log in</html>")
+    answer = provide(tmp_path, **arguments)
+    assert answer.get("changed") is True, answer
+
+
+@pytest.mark.parametrize(("name", "times"), [("image.tar", 1 + 1), ("image.tar.gz", 3 + 1)])
+def test_archive_that_does_not_fit_is_refused(
+    docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    """Archive and images lie on the same disk here. What docker saves is not compressed, unless its name says so."""
+    text = f"{REFERENCE} {ID}".ljust(2_000_000) + "\n"
+    source = mirror(tmp_path, text, name=name)
+    size = len(text)
+    free(monkeypatch, times * size - 1)
+    told = provide(tmp_path, **source)["msg"]
+    assert told.startswith(f"{docker}: ")
+    assert f"about {times * size / 1e6:.1f} MB needed for file://{tmp_path}/mirror/{name}" in told
+    assert not calls(docker, "load")
+    free(monkeypatch, times * size)
+    assert provide(tmp_path, **source)["image"] == ID
+
+
+def test_much_is_put_off_and_little_is_not(
+    docker: Path, tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much is 1 GB, or what nobody knows."""
+    (docker / "registry").write_text(ID)
+    put_off = provide(tmp_path, defer=True, registry_mirror="http://127.0.0.1:9")
+    assert (put_off["changed"], put_off["deferred"]) == (False, f"{tmp_path}/lib/.runtime.progress")
+    assert not calls(docker, "pull")
+    assert not (tmp_path / "etc").exists()
+    assert "deferred" not in provide(tmp_path, defer=True, check=True, registry_mirror="http://127.0.0.1:9")
+    assert "deferred" not in provide(tmp_path, defer=True, registry_mirror=registry)
+    assert len(calls(docker, "pull")) == 1
+    assert provide(tmp_path, defer=True, registry_mirror="http://127.0.0.1:9")["changed"] is False
+    source = mirror(tmp_path, f"{REFERENCE} {OTHER}\n")
+    monkeypatch.setattr(load("module_utils.progress"), "LARGE", 10)
+    assert "deferred" in provide(tmp_path, defer=True, **source)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", f"{docker}:/usr/bin:/bin")
+    assert provide(tmp_path, defer=True, **source)["image"] == OTHER
+
+
+def test_layers_and_bytes_are_told(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    module = load("module_utils.progress")
+    written = module.replace
+
+    def replace(path: str, content: bytes) -> None:
+        told.append(json.loads(content))
+        written(path, content)
+
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.005)
+    monkeypatch.setattr(module, "replace", replace)
+    (docker / "registry").write_text(ID)
+    (docker / "slow").write_text("0.1")
+    assert provide(tmp_path)["changed"] is True
+    steps = [(one["done"], one["size"]) for one in told if one["part"] == REFERENCE and one["unit"] == "layers"]
+    assert list(dict.fromkeys(step for step in steps if step[1] == 3)) == [(0, 3), (1, 3), (2, 3)]
+    assert told[-1]["fetched"] == 0
+    assert not (tmp_path / "lib/.runtime.progress").exists()

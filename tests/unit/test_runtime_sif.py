@@ -203,7 +203,7 @@ def test_wrong_checksum(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_cut_goes_on_where_it_was(registry: Registry, tmp_path: Path) -> None:
-    registry.broken_after = 3  # the first byte, and two ranges
+    registry.broken_after = 4  # the size, the first byte, and two ranges
     refused(tmp_path, provide(tmp_path, registry, connections=1), "503")
     (part,) = (tmp_path / "opt").iterdir()
     had = part.stat().st_size
@@ -248,9 +248,9 @@ def test_dead_registry(tmp_path: Path) -> None:
 
 def test_mirror_below_a_path() -> None:
     module = load("modules.runtime_sif")
-    registry = module.Registry(REFERENCE, "mirror.example.org/ghcr/", 1)
+    registry = module.registry_of(REFERENCE, "mirror.example.org/ghcr/", 1)
     assert registry.url("blobs", "x") == "https://mirror.example.org/v2/ghcr/sigven/pcgr/blobs/x"
-    registry = module.Registry(REFERENCE, None, 1)
+    registry = module.registry_of(REFERENCE, None, 1)
     assert registry.url("blobs", "x") == "https://registry.example.org/v2/sigven/pcgr/blobs/x"
 
 
@@ -310,7 +310,7 @@ def test_check_mode(registry: Registry, tmp_path: Path) -> None:
 def test_full_disk(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=1000))
-    refused(tmp_path, provide(tmp_path, registry), "1000 bytes free", f"{len(registry.image)} bytes to come")
+    refused(tmp_path, provide(tmp_path, registry), "0.0 MB free, about 3.1 MB needed", str(tmp_path))
 
 
 def test_file_in_a_bucket(tmp_path: Path) -> None:
@@ -324,3 +324,27 @@ def test_file_in_a_bucket(tmp_path: Path) -> None:
     assert provide(tmp_path, signed=signed, **source)["changed"] is True
     server.server.shutdown()
     server.server.server_close()
+
+
+def test_much_is_put_off_and_told(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    module = load("module_utils.progress")
+    monkeypatch.setattr(module, "LARGE", len(registry.image))
+    put_off = provide(tmp_path, registry, defer=True)
+    assert (put_off["changed"], put_off["deferred"]) == (False, f"{tmp_path}/opt/.runtime.progress")
+    assert not (tmp_path / "opt").exists()
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.0001)
+    monkeypatch.setattr(module, "replace", lambda _path, text: told.append(json.loads(text)))
+    registry.broken_after = 4
+    refused(tmp_path, provide(tmp_path, registry, connections=1), "503")
+    (part,) = (tmp_path / "opt").iterdir()
+    had, registry.broken_after = part.stat().st_size, None
+    told.clear()
+    assert provide(tmp_path, registry)["changed"] is True
+    told = [one for one in told if one["done"]]
+    assert {one["size"] for one in told} == {len(registry.image)}
+    assert all(one["done"] == had + one["fetched"] for one in told)
+    monkeypatch.setattr(module, "LARGE", len(registry.image) + 1)
+    registry.image = sif(b"b")
+    assert provide(tmp_path, registry, sha256=registry.sha256, defer=True)["changed"] is True
+    assert [path.suffix for path in (tmp_path / "opt").iterdir()] == [".sif", ".sif"]

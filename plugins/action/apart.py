@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Runs the module databundle; where there is much to fetch, apart from the connection, and with its progress on the screen."""
+"""Runs a module that brings data or a runtime; where that is much, apart from the connection, and with its progress on the screen.
+
+``meta/runtime.yml`` says which modules. Each is asked with C(defer) first: it does what is little, or answers where to look.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import PROGRESS
 
-LARGE = 1.0  # GB; less is there before anyone wonders
 LONGEST = 7 * 24 * 3600  # seconds for one run; a slow line takes days for both assemblies
 LOOK_SECONDS = 5
 STALLED_SECONDS = 900  # the module itself gives up earlier, after six attempts of a minute
@@ -25,14 +26,9 @@ STEP_SECONDS = 60
 display = Display()
 
 
-def large(arguments: dict[str, Any]) -> bool:
-    """Whether an archive of the release is known to be large."""
-    release = arguments.get("release") or {}
-    wanted = arguments.get("assemblies") or []
-    archives = [
-        release.get(part, {}).get("archives", {}).get(name) or {} for part in ("bundle", "vep") for name in wanted
-    ]
-    return any((entry.get("approx_gb") or (entry.get("bytes") or 0) / 1e9) >= LARGE for entry in archives)
+def minutes(seconds: float) -> str:
+    """`seconds` as M:SS."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
 
 
 class Screen:
@@ -53,20 +49,30 @@ class Screen:
         if now != self._last:
             self.changed_at, self._last = time.monotonic(), now
         part, percent, at = self._shown
-        size = now["size"] or 0
-        reached = 100 * now["done"] / size if size else 0.0
+        done, size, unit, speed = (
+            now["done"],
+            now["size"] or 0,
+            now.get("unit"),
+            now["fetched"] / max(now["seconds"], 0.1),
+        )
+        reached = 100 * done / size if size else 0.0
         if now["part"] == part and reached < percent + STEP_PERCENT and time.monotonic() < at + STEP_SECONDS:
             return
         self._shown = (now["part"], reached, time.monotonic())
-        speed = now["fetched"] / max(now["seconds"], 0.1)
-        minutes, seconds = divmod(int((size - now["done"]) / speed) if size and speed else 0, 60)
-        left = f", {minutes}:{seconds:02} min left" if size and speed else ""
-        share = f"{reached:3.0f} % of {size / 1e9:.1f} GB" if size else f"{now['done'] / 1e9:.1f} GB"
-        display.display(f"  [{self.host}] {now['part']}: {share}, {speed / 1e6:.0f} MB/s{left}")
+        if size:
+            told = [f"{done} of {size} {unit}" if unit else f"{reached:3.0f} % of {size / 1e9:.1f} GB"]
+        else:
+            told = [f"{done / 1e9:.1f} GB"] if done else []
+        if speed:
+            told.append(f"{speed / 1e6:.0f} MB/s")
+        told.append(
+            f"{minutes((size - done) / speed)} left" if size and speed and not unit else minutes(now["seconds"])
+        )
+        display.display(f"  [{self.host}] {now['part']}: {', '.join(told)}")
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no types
-    """Action of the task ``umccr.pcgr.databundle``."""
+    """Action of the tasks that bring much."""
 
     TRANSFERS_FILES = False
     _supports_check_mode = True
@@ -74,16 +80,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result."""
         super().run(tmp, task_vars)
-        if self._task.check_mode or not large(self._task.args):
-            return dict(self._execute_module(task_vars=task_vars))
-        self._task.check_mode = True
-        predicted = dict(self._execute_module(task_vars=task_vars))
-        self._task.check_mode = False
-        if predicted.get("failed") or not predicted.get("changed"):
-            return predicted
-        return self._apart(task_vars or {})
+        result = dict(self._execute_module(module_args=self._task.args | {"defer": True}, task_vars=task_vars))
+        return self._apart(result["deferred"], task_vars or {}) if "deferred" in result else result
 
-    def _apart(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _apart(self, progress: str, task_vars: dict[str, Any]) -> dict[str, Any]:
         """Start the module so that it does not end with the connection, and look after it until it has ended."""
         self._task.async_val = LONGEST
         job = self._execute_module(task_vars=task_vars, wrap_async=True)
@@ -91,8 +91,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if not job.get("ansible_job_id"):
             return dict(job)
         screen = Screen(str(task_vars.get("inventory_hostname", self._play_context.remote_addr)))
-        answer = shlex.quote(job["results_file"])
-        progress = shlex.quote(f"{self._task.args['root']}/{PROGRESS}")
+        answer, progress = shlex.quote(job["results_file"]), shlex.quote(progress)
         while True:
             time.sleep(LOOK_SECONDS)
             try:
