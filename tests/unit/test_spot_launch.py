@@ -260,6 +260,17 @@ def test_losses_in_a_row_and_money_spent(tmp_path: Path) -> None:
     assert spent_on_demand(found, "demo", now) == pytest.approx(0.2 * (1 + 2))  # the second still runs
     assert spent_on_demand(found, "demo", now + 31 * 24 * 3600) == pytest.approx(0.2 * 30 * 24)
     assert losses(found, "demo", now) == 0
+    assert spent_on_demand(found, "other", now) == 0
+    unpriced = [life._replace(usd_per_hour=None) for life in found]
+    assert spent_on_demand(unpriced, "demo", now, {"m5.xlarge": 0.1}) == pytest.approx(0.1 * (1 + 2))
+    # A machine on demand is no spot machine that was lost; after its end nothing changes that.
+    taken = [life._replace(interrupted=True) for life in found]
+    assert losses(taken, "demo", now) == 0
+    path = tmp_path / "over"
+    write(path, "interrupted")
+    append(str(path), "seen", now, machine="i-0")
+    [life] = lives(read_log(str(path)), now)
+    assert (life.interrupted, life.over, life.hours) == (True, True, 1)
 
 
 @pytest.mark.parametrize(
