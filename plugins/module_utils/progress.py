@@ -42,8 +42,8 @@ class Progress:
 
     def begin(self, part: str, size: int | None = None, unit: str = "", done: int = 0) -> None:
         """From now on it is about `part`."""
-        self.part, self.size, self.unit, self.done = part, size, unit, done
         self._fetched, self._begun = 0, time.monotonic()
+        self.part, self.size, self.unit, self.done = part, size, unit, done
 
     def came(self, count: int) -> None:
         """Take note of `count` more bytes; threads may call this."""

@@ -213,7 +213,7 @@ class Docker:
                 layer, _, state = last.partition(": ")
                 if re.fullmatch("[0-9a-f]{12}", layer):
                     layers[layer] = state in LAYER_DONE
-                    progress.done, progress.size = sum(layers.values()), len(layers)
+                    progress.size, progress.done = len(layers), sum(layers.values())
         if process.returncode:
             raise ImageError(f"docker pull {name}: {last or f'exit code {process.returncode}'}")
 

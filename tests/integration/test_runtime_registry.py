@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.module_runner import load, run
+from tests.unit.module_runner import record_progress, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -224,10 +224,7 @@ def test_pull_that_does_not_fit_is_refused(machine: Machine) -> None:
 
 def test_layers_of_a_pull_are_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.push("layers")
-    told: list[dict[str, Any]] = []
-    module = load("module_utils.progress")
-    monkeypatch.setattr(module, "TELL_SECONDS", 0.001)
-    monkeypatch.setattr(module, "replace", lambda _path, text: told.append(json.loads(text)))
+    told = record_progress(monkeypatch)
     assert "deferred" in machine.provide(defer=True)  # asked by https, the registry tells no size
     assert not machine.docker("image", "ls", "--quiet")
     assert machine.provide()["changed"] is True

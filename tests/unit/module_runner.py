@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.testing import patch_module_args
 
@@ -37,3 +38,17 @@ def run(name: str, /, *, check: bool = False, **arguments: Any) -> dict[str, Any
         module.main()
     answer: dict[str, Any] = json.loads(out.getvalue())
     return answer
+
+
+def record_progress(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Every state of a module's progress from now on, whether or not it is written to its file in that moment."""
+    told: list[dict[str, Any]] = []
+
+    def take_note(progress: Any, name: str, value: Any) -> None:
+        object.__setattr__(progress, name, value)
+        if name == "done":  # set last
+            about = {key: getattr(progress, key) for key in ("path", "part", "size", "unit", "done")}
+            told.append(about | {"fetched": progress._fetched})
+
+    monkeypatch.setattr(load("module_utils.progress").Progress, "__setattr__", take_note)
+    return told

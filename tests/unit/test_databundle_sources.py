@@ -18,7 +18,7 @@ from ansible.errors import AnsibleError
 from moto.server import ThreadedMotoServer
 
 from plugins.module_utils.release import list_releases
-from tests.unit.module_runner import ROOT, load, run
+from tests.unit.module_runner import ROOT, load, record_progress, run
 from tests.unit.test_databundle import BUNDLE, DATE, VEP, Mirror, archive, bring, mirror, refused, release, tree
 
 __all__ = ["mirror"]  # a fixture
@@ -241,13 +241,13 @@ def test_seed_changed_while_it_was_copied(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_copying_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The controller takes work that tells nothing for stalled."""
-    seed, told = unpacked(tmp_path / "seed", BUNDLE | VEP), []
-    progress = load("module_utils.progress")
-    monkeypatch.setattr(progress, "TELL_SECONDS", 0.001)
-    monkeypatch.setattr(progress, "replace", lambda path, text: told.append((path, json.loads(text)["part"])))
+    seed = unpacked(tmp_path / "seed", BUNDLE | VEP)
+    told = record_progress(monkeypatch)
     assert bring(tmp_path / "root", None, seed=str(seed))["changed"] is True
     name = load("module_utils.unpack").PROGRESS
-    assert (f"{tmp_path}/root/{name}", f"bundle 20260620 grch38 from {seed}/data/grch38") in told
+    assert (f"{tmp_path}/root/{name}", f"bundle 20260620 grch38 from {seed}/data/grch38") in {
+        (one["path"], one["part"]) for one in told
+    }
 
 
 def test_seed_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

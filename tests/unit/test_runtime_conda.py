@@ -23,7 +23,7 @@ import pytest
 from pcgr_consumer.config import read_image
 
 from tests.unit.conda_channel import PREFIX, lock, package
-from tests.unit.module_runner import ROOT, load, run
+from tests.unit.module_runner import ROOT, load, record_progress, run
 
 SOURCE = ROOT / "roles/runtime/files/pcgr_conda_link/src"
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port; nothing listens there
@@ -439,27 +439,18 @@ def test_check_mode_predicts_without_a_linker_or_network(site: Site) -> None:
 
 def test_much_is_put_off_and_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lock files tell no sizes, so conda environments are always much."""
-    told: list[dict[str, Any]] = []
-    module = load("module_utils.progress")
     locks = site.locks()
     put_off = site.provide(locks=locks, defer=True)
     assert (put_off["changed"], put_off["deferred"]) == (False, f"{site.folder}/opt/.runtime.progress")
     assert site.requests == []
-    monkeypatch.setattr(module, "TELL_SECONDS", 0.0001)
-    monkeypatch.setattr(module, "replace", lambda _path, text: told.append(json.loads(text)))
-    save = load("modules.runtime_conda").save
-
-    def slow(*arguments: Any, **options: Any) -> None:
-        time.sleep(0.05)
-        save(*arguments, **options)
-
-    monkeypatch.setattr(load("modules.runtime_conda"), "save", slow)
-    assert site.provide(locks=locks, connections=1)["changed"] is True
+    told = record_progress(monkeypatch)
+    assert site.provide(locks=locks)["changed"] is True
     steps = [(one["done"], one["size"], one["unit"]) for one in told if one["part"] == "conda packages"]
     assert steps == sorted(steps)
     assert {step[0] for step in steps} >= {0, 1, 2, 3, 4}
     assert {step[1:] for step in steps} == {(6, "packages")}
-    assert [part for part in dict.fromkeys(one["part"] for one in told) if part][1:] == [
+    assert [part for part in dict.fromkeys(one["part"] for one in told) if part] == [
+        "conda packages",
         "conda environment pcgr",
         "conda environment pcgrr",
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pcgr_consumer.config import read_image
 
-from tests.unit.module_runner import load, run
+from tests.unit.module_runner import load, record_progress, run
 from tests.unit.test_databundle import Mirror
 
 REFERENCE = "umccr/tool:1"
@@ -396,16 +396,8 @@ def test_much_is_put_off_and_little_is_not(
 
 
 def test_layers_and_bytes_are_told(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[dict[str, Any]] = []
-    module = load("module_utils.progress")
-    written = module.replace
-
-    def replace(path: str, content: bytes) -> None:
-        told.append(json.loads(content))
-        written(path, content)
-
-    monkeypatch.setattr(module, "TELL_SECONDS", 0.005)
-    monkeypatch.setattr(module, "replace", replace)
+    told = record_progress(monkeypatch)
+    monkeypatch.setattr(load("module_utils.progress"), "TELL_SECONDS", 0.005)
     (docker / "registry").write_text(ID)
     (docker / "slow").write_text("0.1")
     assert provide(tmp_path)["changed"] is True

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from pcgr_consumer.config import read_image
 
-from tests.unit.module_runner import load, run
+from tests.unit.module_runner import load, record_progress, run
 from tests.unit.test_databundle import Mirror
 
 REFERENCE = "oras://registry.example.org/sigven/pcgr:1.singularity"
@@ -327,19 +327,16 @@ def test_file_in_a_bucket(tmp_path: Path) -> None:
 
 
 def test_much_is_put_off_and_told(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[dict[str, Any]] = []
     module = load("module_utils.progress")
     monkeypatch.setattr(module, "LARGE", len(registry.image))
     put_off = provide(tmp_path, registry, defer=True)
     assert (put_off["changed"], put_off["deferred"]) == (False, f"{tmp_path}/opt/.runtime.progress")
     assert not (tmp_path / "opt").exists()
-    monkeypatch.setattr(module, "TELL_SECONDS", 0.0001)
-    monkeypatch.setattr(module, "replace", lambda _path, text: told.append(json.loads(text)))
     registry.broken_after = 4
     refused(tmp_path, provide(tmp_path, registry, connections=1), "503")
     (part,) = (tmp_path / "opt").iterdir()
     had, registry.broken_after = part.stat().st_size, None
-    told.clear()
+    told = record_progress(monkeypatch)
     assert provide(tmp_path, registry)["changed"] is True
     told = [one for one in told if one["done"]]
     assert {one["size"] for one in told} == {len(registry.image)}
