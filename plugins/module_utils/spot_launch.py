@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import datetime, timezone
 from typing import Any
 
-from ansible_collections.umccr.pcgr.plugins.module_utils.spot_log import append, lives, read_log
+from ansible_collections.umccr.pcgr.plugins.module_utils.spot_log import SpotError, append, lives, parse_event, read_log
 
 MOST_POOLS = 300  # overrides of a fleet
+NOTES = "machines/"  # folder of the bucket; the consumer's naming.py has the same
+NOTE = re.compile(NOTES + r"(i-[0-9a-f]+)/([0-9a-z]+)\.json")
+NOTE_BYTES = 4096  # ten times what one has
 INTERRUPTED = "Server.SpotInstanceTermination"  # state reason of a machine that was taken away
 
 
@@ -49,6 +53,38 @@ def fleet(ec2: Any, arguments: dict[str, Any], pools: list[dict[str, str]], tag:
             f"no spot machine in any of {len(overrides)} pools: {'; '.join(sorted(said)) or 'AWS gives no reason'}"
         )
     return str(machines[0])
+
+
+def gather(s3: Any, bucket: str, path: str) -> list[str]:
+    """Write to the log what machines have noted in the bucket and the log has not yet; returns a line for each note refused.
+
+    Of each interruption there is one line, whoever told it first, the machine or EC2.
+    """
+    known = {(str(event["machine"]), str(event.get("attempt", event["event"]))) for event in read_log(path)}
+    refused = []
+    try:
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=NOTES)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    except s3.exceptions.NoSuchBucket:
+        keys = []
+    for key in keys:
+        found = NOTE.fullmatch(key)
+        if not found or found.groups() in known:
+            continue
+        machine, name = found.groups()
+        where = f"s3://{bucket}/{key}"
+        body = s3.get_object(Bucket=bucket, Key=key)["Body"].read(NOTE_BYTES)
+        try:
+            event = parse_event(body.decode("utf-8", "replace"), where)
+        except SpotError as error:
+            refused.append(f"{error}; the note is left out")
+            continue
+        about = {"attempt": name, "hours": event.get("hours")} if name != "interrupted" else {}
+        if (event["machine"], event["event"]) != (machine, "sample" if about else "interrupted"):
+            refused.append(f"{where}: found {event['event']} of {event['machine']}; the note is left out")
+            continue
+        append(path, event["event"], event["time"], machine=machine, **about)
+    return refused
 
 
 def settle(ec2: Any, path: str, name: str) -> None:

@@ -6,7 +6,8 @@
 ``{"time": "2026-11-23T00:00:00Z", "event": "launched", "machine": "i-1", "type": "m5.xlarge", "zone": "ap-southeast-2a",
 "market": "spot", "name": "pcgr", "usd_per_hour": 0.08}``, later ``{"time": …, "event": "interrupted", "machine": "i-1"}`` (taken
 away), ``"ended"`` (by itself or by us) or ``"seen"`` (alive, so that a machine of unknown end counts up to there), and
-``{"time": …, "event": "sample", "machine": "i-1", "hours": 1.4}`` for a sample reported.
+``{"time": …, "event": "sample", "machine": "i-1", "hours": 1.4, "attempt": "0f3c…"}`` for a sample reported (``attempt`` is in the
+result's provenance; nothing here names a sample).
 """
 
 from __future__ import annotations
@@ -72,24 +73,25 @@ def read_log(path: str) -> list[dict[str, Any]]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise SpotError(f"{path}: cannot be read: {error}") from error
-    events = [_event(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    events = [parse_event(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     return sorted(events, key=lambda event: event["time"])
 
 
-def _event(line: str, where: str) -> dict[str, Any]:
+def parse_event(line: str, where: str) -> dict[str, Any]:
+    """An event with ``time`` in seconds; ``SpotError`` begins with ``where``."""
     try:
         event = json.loads(line)
         kind = event["event"]
         event["time"] = parse_time(event["time"])
         missing = [field for field in EVENTS[kind] if field not in event]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         allowed = ", ".join(EVENTS)
         raise SpotError(f"{where}: found {line[:80]!r}, allowed an object with time and event ({allowed})") from None
     if missing:
         raise SpotError(f"{where}: {kind}: {missing[0]} is missing")
     if kind == "launched" and event["market"] not in MARKETS:
         raise SpotError(f"{where}: market: found {event['market']!r}, allowed {' or '.join(MARKETS)}")
-    if kind == "sample" and not (isinstance(event["hours"], (int, float)) and event["hours"] > 0):
+    if kind == "sample" and not (isinstance(event["hours"], (int, float)) and 0 < event["hours"] < float("inf")):
         raise SpotError(f"{where}: hours: found {event['hours']!r}, allowed a number above 0")
     return dict(event)
 

@@ -42,6 +42,11 @@ options:
   log:
     description: File on the controller that gets a line for each launch, interruption and end, one JSON object each. Unset, none is written.
     type: path
+  notes_bucket:
+    description:
+      - Bucket with the notes of machines, in its folder C(machines/). O(log) gets a line for each reported sample and each interruption
+        in them that it has not yet.
+    type: str
   key_name: {description: Key pair., type: str}
   security_group_ids: {description: Security groups., type: list, elements: str, default: []}
   subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
@@ -279,14 +284,23 @@ def look(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
     return {"changed": False, "machine": machine, "usd_per_hour": None, "ended": [], "fell_back": None}
 
 
+def settle(module: AnsibleAWSModule, ec2: Any) -> None:
+    """Bring the log up to date. The notes come first: a machine whose notice is among them is not looked up again."""
+    params = module.params
+    if params["log"] and not module.check_mode:
+        if params["notes_bucket"]:
+            for refusal in spot_launch.gather(module.client("s3"), params["notes_bucket"], params["log"]):
+                module.warn(refusal)
+        spot_launch.settle(ec2, params["log"], params["name"])
+
+
 def absent(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
     """Terminate every machine with the tag and wait until they have ended; what the module returns."""
     ended = [machine["InstanceId"] for machine in find(ec2, module.params["name"])]
     if ended and not module.check_mode:
         ec2.terminate_instances(InstanceIds=ended)
         wait_ended(ec2, ended, module.params["wait_seconds"])
-    if module.params["log"] and not module.check_mode:
-        spot_launch.settle(ec2, module.params["log"], module.params["name"])
+    settle(module, ec2)
     return {"changed": bool(ended), "machine": {}, "usd_per_hour": None, "ended": ended, "fell_back": None}
 
 
@@ -320,6 +334,7 @@ def main() -> None:
             },
             "fallback_type": {"type": "str"},
             "log": {"type": "path"},
+            "notes_bucket": {"type": "str"},
             "key_name": {"type": "str", "no_log": False},
             "security_group_ids": {"type": "list", "elements": "str", "default": []},
             "subnet": {"type": "str"},
@@ -334,8 +349,7 @@ def main() -> None:
     )
     ec2 = module.client("ec2")
     try:
-        if module.params["log"] and not module.check_mode:
-            spot_launch.settle(ec2, module.params["log"], module.params["name"])
+        settle(module, ec2)
         answer = {"present": present, "absent": absent, "found": look}[module.params["state"]](module, ec2)
     except (MachineError, SpotError, spot_launch.NoCapacity) as error:
         module.fail_json(msg=str(error))

@@ -193,6 +193,13 @@ def test_bad_samples_fail_in_one_line_and_good_ones_after_them_are_reported(regi
         assert provenance["command"][0] == tool
         assert provenance["release"] == "rehearsal"
         assert provenance["input"]["key"] == f"{example}.tar.gz"
+    (machine,) = [one for one in instances(region) if one["State"]["Name"] == "running"]
+
+    def notes() -> int:
+        found = s3.list_objects_v2(Bucket=NAME, Prefix=f"machines/{machine['InstanceId']}/")
+        return int(found["KeyCount"])
+
+    assert eventually(lambda: notes() == 2, 30)  # hours of the two reported samples, of no other
 
 
 def test_nothing_of_the_samples_is_left_on_the_machine_but_the_mark(host: Any, region: Region) -> None:

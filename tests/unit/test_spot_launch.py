@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ import boto3
 import pytest
 import yaml
 from moto import mock_aws
+from pcgr_consumer.config import QueueSettings
+from pcgr_consumer.notes import Notes
+from pcgr_consumer.sqs import S3Store
 
+from plugins.module_utils.spot_evidence import Evidence, add_log
 from plugins.module_utils.spot_log import SpotError, append, lives, losses, parse_time, read_log, spent_on_demand, stamp
 from tests.unit.module_runner import ROOT, load, run
 
@@ -216,6 +221,128 @@ def test_an_interruption_is_told_from_an_end() -> None:
         ended = settled(Path(folder) / "c", "Client.InstanceInitiatedShutdown")
         assert ended["event"] == "ended"
         assert ended["time"] > began - 1  # the log has milliseconds
+
+
+# ---- notes of the machines
+
+BUCKET = "samples"
+OURS, GONE = "i-0123456789abcdef0", "i-0000000000000000a"
+
+
+@pytest.fixture
+def s3() -> Any:
+    found = boto3.client("s3", region_name=REGION)
+    found.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+    return found
+
+
+def consumer(machine: str) -> Notes:
+    """The consumer's own writer of notes."""
+    return Notes(S3Store(QueueSettings("sqs", name="demo", region=REGION)), BUCKET, lambda: machine)
+
+
+def launched(path: Path, machine: str, hours_ago: float) -> None:
+    moment = datetime.now(UTC).timestamp() - hours_ago * 3600
+    append(str(path), "launched", moment, machine=machine, type="m5.xlarge", zone="z", market="spot", name="demo")
+
+
+def look(path: Path, **more: Any) -> dict[str, Any]:
+    return run("ec2_machine", name="demo", region=REGION, state="found", log=str(path), notes_bucket=BUCKET, **more)
+
+
+def test_the_log_gets_what_machines_have_noted_once(tmp_path: Path, s3: Any) -> None:
+    log = tmp_path / "log"
+    launched(log, OURS, 2)
+    consumer(OURS).sample("0123456789abcdef", 5040)
+    consumer("i-0b").sample("0123456789abcdef", 1800)  # one that was not launched from here
+    consumer(GONE).interrupted()
+    s3.put_object(Bucket=BUCKET, Key="demo-000001-somatic-output.tar.gz", Body=b"")
+    look(log, check=True)
+    assert len(events(log)) == 1
+    for _ in range(2):
+        look(log)
+        assert sorted(events(log)[1:4]) == [("interrupted", GONE), ("sample", OURS), ("sample", "i-0b")]
+        assert events(log)[4:] == [("ended", OURS)]  # AWS does not know it
+    [sample] = [event for event in read_log(str(log)) if (event["event"], event["machine"]) == ("sample", OURS)]
+    assert sample["hours"] == 1.4
+    assert set(sample) == {"time", "event", "machine", "attempt", "hours"}
+    evidence = Evidence()
+    add_log(evidence, read_log(str(log)), [], str(log))
+    assert sorted(evidence.sample_hours) == [0.5, 1.4]
+    consumer(OURS).sample("0123456789abcdee", 60)  # later than the end was written
+    look(log)
+    assert len(events(log)) == 6
+
+
+def test_no_bucket_no_notes(tmp_path: Path) -> None:
+    launched(tmp_path / "log", OURS, 2)
+    assert look(tmp_path / "log")["machine"] == {}
+    assert events(tmp_path / "log")[1:] == [("ended", OURS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "told"),
+    [
+        ("0a", b"x", "found 'x', allowed an object"),
+        ("0b", b"[" * 5000, "allowed an object"),
+        ("0c", b'{"time": "2026-11-23T00:00:00Z", "event": "sample", "machine": "i-0f", "hours": 1}', "sample of i-0f"),
+        ("0e", b'{"time": "2026-11-23T00:00:00Z", "event": "interrupted", "machine": "%s"}' % OURS.encode(), "interrupted of"),
+        ("interrupted", b'{"time": "2026-11-23T00:00:00Z", "event": "ended", "machine": "%s"}' % OURS.encode(), "ended of"),
+        ("0f", b'{"time": "2026-11-23T00:00:00Z", "event": "sample", "machine": "%s", "hours": Infinity}' % OURS.encode(), "hours"),
+    ],
+)  # fmt: skip
+def test_a_bad_note_is_told_and_left_out(tmp_path: Path, s3: Any, name: str, body: bytes, told: str) -> None:
+    log, key = tmp_path / "log", f"machines/{OURS}/{name}.json"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+    s3.put_object(Bucket=BUCKET, Key=f"machines/{OURS}/readme.txt", Body=b"x")  # no note at all
+    consumer("i-0b").sample("0f", 60)
+    [refusal] = load("module_utils.spot_launch").gather(s3, BUCKET, str(log))
+    assert refusal.startswith(f"s3://{BUCKET}/{key}: ")
+    assert told in refusal
+    assert key in json.dumps(look(log)["warnings"])
+    assert events(log) == [("sample", "i-0b")]
+
+
+def test_an_interruption_counts_once_whoever_tells_first(
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, now = load("module_utils.spot_launch"), datetime.now(UTC)
+
+    class Client:
+        def describe_instances(self, **_: Any) -> Any:
+            state = {"State": {"Name": "terminated"}, "StateReason": {"Code": launch.INTERRUPTED}}
+            reason = f"Server.SpotInstanceTermination ({now:%Y-%m-%d %H:%M:%S} GMT)"
+            return {"Reservations": [{"Instances": [state | {"StateTransitionReason": reason}]}]}
+
+    notes, log = consumer(OURS), tmp_path / "log"
+
+    def note() -> None:
+        launch.gather(s3, BUCKET, str(log))
+
+    def settle() -> None:
+        launch.settle(Client(), str(log), "demo")
+
+    for steps in ((note, settle), (settle, note), (note, settle, note, settle)):
+        log.unlink(missing_ok=True)
+        launched(log, OURS, 1)
+        notes.interrupted()
+        for step in steps:
+            step()
+        assert [kind for kind, _ in events(log)] == ["launched", "interrupted"], steps
+        later = now.timestamp() + 60
+        assert losses(lives(read_log(str(log)), later), "demo", later) == 1
+
+
+def test_a_loss_that_only_the_machine_has_told_of_counts(tmp_path: Path, s3: Any) -> None:
+    """AWS forgets a machine an hour after its end."""
+    for told, count in ((False, 0), (True, 1)):
+        log = tmp_path / str(told)
+        launched(log, OURS, 5)
+        if told:
+            consumer(OURS).interrupted()
+        look(log)
+        now = datetime.now(UTC).timestamp() + 1
+        assert losses(lives(read_log(str(log)), now), "demo", now) == count
 
 
 # ---- the log

@@ -9,11 +9,13 @@ import os
 import shutil
 import subprocess
 import tarfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +356,60 @@ def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsWorld]:
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     """Both backends in turn."""
     return SpoolWorld(tmp_path) if request.param == "spool" else SqsWorld(tmp_path, request.getfixturevalue("endpoint"))
+
+
+class Metadata(ThreadingHTTPServer):
+    """An instance metadata service that insists on tokens; `notice` appears when set, `refuse` makes it another cloud's."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.identity = b"i-0123456789abcdef0"
+        self.notice: bytes | None = None
+        self.refuse = False
+        self.tokens = 0
+        self.expire = False
+        self.looks = 0
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Metadata
+
+    def log_message(self, *_: object) -> None: ...
+
+    def _send(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_PUT(self) -> None:
+        if self.server.refuse or not self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
+            return self._send(405)
+        self.server.tokens += 1
+        return self._send(200, b"token-%d" % self.server.tokens)
+
+    def do_GET(self) -> None:
+        self.server.looks += 1
+        if self.server.expire:
+            self.server.expire = False
+            return self._send(401)
+        if self.headers.get("X-aws-ec2-metadata-token") != f"token-{self.server.tokens}":
+            return self._send(401)
+        known = {"instance-id": self.server.identity, "spot/instance-action": self.server.notice}
+        found = known.get(self.path.removeprefix("/latest/meta-data/"))
+        return self._send(404) if found is None else self._send(200, found)
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    server = Metadata()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 STAND_IN = Path(__file__).parent / "stand_in.py"

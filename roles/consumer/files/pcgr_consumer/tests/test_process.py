@@ -74,8 +74,9 @@ free_bytes = 0
     def delay(self, seconds: str) -> None:
         (self.bin / "delay").write_text(seconds)
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
+    def start(self, *options: str, **more: str) -> subprocess.Popen[str]:
         environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "AWS_EC2_METADATA_DISABLED": "true"}
+        environment |= more
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "--config", self.settings, *options],
             env=environment | {"PYTHONPATH": str(SOURCE)},
@@ -227,3 +228,38 @@ def test_two_consumers_on_one_machine_are_refused(machine: Machine, make: Any) -
     assert second.returncode == 1
     assert output.endswith("state/lock: another consumer runs on this machine\n")
     assert len(machine.containers()) == 1
+
+
+def test_an_ec2_machine_notes_its_samples_and_its_notice(
+    machine: Machine, make: Any, cloud: Any, metadata: Any
+) -> None:
+    sqs = f'''kind = "sqs"
+name = "{cloud.queue_settings.name}"
+region = "{cloud.queue_settings.region}"
+endpoint_url = "{cloud.queue_settings.endpoint_url}"
+notes_bucket = "{cloud.bucket}"'''
+    spool = f'kind = "spool"\nspool_dir = "{machine.spool.root}"'
+    machine.settings.write_text(machine.settings.read_text().replace(spool, sqs))
+
+    def notes() -> dict[str, dict[str, Any]]:
+        keys = [
+            entry["Key"]
+            for entry in cloud.s3.list_objects_v2(Bucket=cloud.bucket, Prefix="machines/").get("Contents", [])
+        ]
+        return {key: json.loads(cloud.read(key)) for key in keys}
+
+    address = f"http://127.0.0.1:{metadata.server_port}"
+    process = machine.start(AWS_EC2_METADATA_DISABLED="false", AWS_EC2_METADATA_SERVICE_ENDPOINT=address)
+    cloud.put(make.tarball())
+    until(notes)
+    assert [note["event"] for note in notes().values()] == ["sample"]
+    machine.delay("20")
+    cloud.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
+    until(machine.containers)
+    metadata.notice = b'{"action": "terminate", "time": "2026-11-23T05:00:00Z"}'
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert machine.containers() == []
+    last = notes()["machines/i-0123456789abcdef0/interrupted.json"]
+    assert (last["event"], last["machine"]) == ("interrupted", "i-0123456789abcdef0")
+    assert len(notes()) == 2

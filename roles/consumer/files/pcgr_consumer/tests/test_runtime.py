@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -144,60 +141,7 @@ def test_the_tail_of_a_log_is_bounded(tmp_path: Path) -> None:
 # --- spot notices -------------------------------------------------------------------------------------------------------
 
 
-class Metadata(ThreadingHTTPServer):
-    """An instance metadata service that insists on tokens; `notice` appears when set, `refuse` makes it another cloud's."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.notice: bytes | None = None
-        self.refuse = False
-        self.tokens = 0
-        self.expire = False
-        self.looks = 0
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Metadata
-
-    def log_message(self, *_: object) -> None: ...
-
-    def _send(self, status: int, body: bytes = b"") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_PUT(self) -> None:
-        if self.server.refuse or not self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
-            return self._send(405)
-        self.server.tokens += 1
-        return self._send(200, b"token-%d" % self.server.tokens)
-
-    def do_GET(self) -> None:
-        self.server.looks += 1
-        if self.server.expire:
-            self.server.expire = False
-            return self._send(401)
-        if self.headers.get("X-aws-ec2-metadata-token") != f"token-{self.server.tokens}":
-            return self._send(401)
-        if self.path != "/latest/meta-data/spot/instance-action" or self.server.notice is None:
-            return self._send(404)
-        return self._send(200, self.server.notice)
-
-
-@pytest.fixture
-def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
-    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
-    server = Metadata()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def watch(server: Metadata) -> tuple[imds.Watch, list[str]]:
+def watch(server: Any) -> tuple[imds.Watch, list[str]]:
     notices: list[str] = []
     watching = imds.Watch(notices.append, address=f"http://127.0.0.1:{server.server_port}", look=0.05)
     watching.start()
@@ -211,9 +155,10 @@ def until(condition: Any, limit: float = 5) -> None:
         time.sleep(0.02)
 
 
-def test_a_spot_notice_is_told_once(metadata: Metadata) -> None:
+def test_a_spot_notice_is_told_once(metadata: Any) -> None:
     watching, notices = watch(metadata)
     until(lambda: metadata.looks >= 2)
+    assert watching.machine == "i-0123456789abcdef0"
     assert notices == []  # control: no notice, no stop
     metadata.expire = True  # and the token is renewed when it has run out
     until(lambda: metadata.tokens == 2)
@@ -224,7 +169,7 @@ def test_a_spot_notice_is_told_once(metadata: Metadata) -> None:
 
 
 @pytest.mark.parametrize("notice", [b"nonsense", b"[]", b"{}"])
-def test_a_strange_notice_is_none(metadata: Metadata, notice: bytes) -> None:
+def test_a_strange_notice_is_none(metadata: Any, notice: bytes) -> None:
     metadata.notice = notice
     watching, notices = watch(metadata)
     until(lambda: metadata.looks >= 3)
@@ -232,16 +177,27 @@ def test_a_strange_notice_is_none(metadata: Metadata, notice: bytes) -> None:
     assert notices == []
 
 
-def test_off_ec2_the_watch_ends_by_itself(metadata: Metadata) -> None:
+def test_off_ec2_the_watch_ends_by_itself(metadata: Any) -> None:
     metadata.refuse = True
     watching, notices = watch(metadata)
     watching._thread.join(5)
     assert not watching._thread.is_alive()
-    assert (metadata.looks, notices) == (0, [])
+    assert (metadata.looks, notices, watching.machine) == (0, [], "")
     watching.close()
 
 
-def test_the_watch_can_be_switched_off(metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strange", [b"i-fake", b"i-0/../x", b""])
+def test_a_strange_instance_id_is_none(metadata: Any, strange: bytes) -> None:
+    metadata.identity = strange
+    watching, _ = watch(metadata)
+    until(lambda: metadata.looks >= 3)
+    metadata.identity = b"i-0a"  # control, and asked for again
+    until(lambda: watching.machine)
+    watching.close()
+    assert watching.machine == "i-0a"
+
+
+def test_the_watch_can_be_switched_off(metadata: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     watching, _ = watch(metadata)
     time.sleep(0.2)
@@ -249,7 +205,7 @@ def test_the_watch_can_be_switched_off(metadata: Metadata, monkeypatch: pytest.M
     assert (metadata.tokens, metadata.looks) == (0, 0)
 
 
-def test_a_notice_hands_the_running_sample_back(metadata: Metadata, spool: Any, make: Any) -> None:
+def test_a_notice_hands_the_running_sample_back(metadata: Any, spool: Any, make: Any) -> None:
     spool.runtime.modes = ["hang"]
     spool.put(make.tarball())
     worker = spool.worker()

@@ -26,6 +26,7 @@ kind = "sqs"
 name = "pcgr"
 region = "ap-southeast-2"
 endpoint_url = "http://169.254.0.2:5000"
+notes_bucket = "pcgr-1-ap-southeast-2"
 [limits]
 memory = "6g"
 cpus = 2
@@ -62,6 +63,11 @@ def test_the_file_of_the_contract_is_read(tmp_path: Path) -> None:
         ('kind = "sqs"', "", "queue.kind: missing"),
         ('name = "pcgr"', "", "queue.name: missing"),
         ('kind = "sqs"', 'kind = "spool"', "queue.spool_dir: missing"),
+        (
+            '"pcgr-1-ap-southeast-2"',
+            '"s3://pcgr"',
+            "queue.notes_bucket: found 's3://pcgr', allowed: the name of a bucket",
+        ),
         ('"http://169.254.0.2:5000"', '"169.254.0.2"', "queue.endpoint_url: found '169.254.0.2', allowed: an http"),
         ('["grch38"]', "[]", "assemblies: found [], allowed: a list of at least one of grch37, grch38"),
         ('["grch38"]', '["hg38"]', "assemblies: found ['hg38'], allowed"),

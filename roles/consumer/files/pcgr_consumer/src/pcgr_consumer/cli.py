@@ -19,6 +19,7 @@ from .attempt import Context
 from .config import Image, Settings, SettingsError, read_image, read_release, read_settings
 from .docker import DockerRuntime
 from .model import ConsumerError, Transient
+from .notes import Notes
 from .queue import Queue, Store
 from .runtime import Runtime
 from .sandbox import ApptainerRuntime, CondaRuntime
@@ -81,6 +82,13 @@ def alone(state_dir: Path) -> Iterator[None]:
         yield
 
 
+def taken_away(worker: Worker, notes: Notes | None, notice: str) -> None:
+    """A spot notice: first the sample goes back to the queue, then the notice is noted."""
+    worker.stop(notice)
+    if notes:
+        notes.interrupted()
+
+
 def _stop_on_signals(worker: Worker) -> None:
     def stop(number: int, _: object) -> None:
         # in a thread of its own: the handler runs in the main thread, which may hold the very lock that stop() needs
@@ -139,7 +147,10 @@ def _run(options: argparse.Namespace) -> int:
         print(f"ready: PCGR {release['release']}, {', '.join(settings.assemblies)}, queue {settings.queue.kind}")
         return 0
     with alone(settings.state_dir):
-        worker = Worker(context, queue)
+        watch = imds.Watch(lambda notice: taken_away(worker, notes, notice))
+        bucket = settings.queue.notes_bucket if settings.queue.kind == "sqs" else None
+        notes = Notes(store, bucket, lambda: watch.machine) if bucket else None
+        worker = Worker(context, queue, notes=notes)
         _stop_on_signals(worker)
         worker.start()
         if options.once:
@@ -148,7 +159,6 @@ def _run(options: argparse.Namespace) -> int:
             return 0 if handled in (None, "done", "failed") else TEMPORARY
         if queue.max_receives is None:
             log.warning("the queue has no dead-letter queue: a message that fails for ever comes for ever")
-        watch = imds.Watch(worker.stop)
         watch.start()
         log.info("waiting for samples: PCGR %s, queue %s", release["release"], settings.queue.kind)
         try:

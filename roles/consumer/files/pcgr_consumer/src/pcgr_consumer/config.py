@@ -45,6 +45,7 @@ class QueueSettings:
     name: str | None = None
     region: str | None = None
     endpoint_url: str | None = None
+    notes_bucket: str | None = None  # sqs only
     spool_dir: Path | None = None
     visibility_seconds: int | None = None
     max_receives: int = 5  # spool only; an SQS queue has its own redrive policy
@@ -153,6 +154,7 @@ _QUEUE: dict[str, Check] = {
     "name": _matching(r"[A-Za-z0-9_-]{1,80}(\.fifo)?", "the name of an SQS queue"),
     "region": _matching(r"[a-z0-9-]+", 'a region, e.g. "ap-southeast-2"'),
     "endpoint_url": _matching(r"https?://\S+", "an http:// or https:// address"),
+    "notes_bucket": _matching(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "the name of a bucket"),
     "spool_dir": _path,
     "visibility_seconds": _integer(1, 12 * 3600),
     "max_receives": _integer(1),

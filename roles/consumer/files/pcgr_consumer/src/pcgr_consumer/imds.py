@@ -1,4 +1,4 @@
-"""Watching for EC2's notice that this spot machine will be taken away (IMDSv2 only)."""
+"""The EC2 metadata service (IMDSv2 only): which machine this is, and the notice that it will be taken away."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -19,7 +20,12 @@ FIRST_TRIES = 3  # the service may be slow to answer a machine that has just boo
 
 
 class Watch:
-    """Calls `notify` once when a notice appears. Ends by itself where no EC2 metadata service answers."""
+    """Calls `notify` once when a notice appears. Ends by itself where no EC2 metadata service answers.
+
+    ``machine`` is the instance id as soon as it is known, else "".
+    """
+
+    machine = ""
 
     def __init__(
         self, notify: Callable[[str], None], *, address: str | None = None, look: float = LOOK_SECONDS
@@ -63,17 +69,23 @@ class Watch:
         self._token = body.decode("ascii", "replace").strip() if status == http.HTTPStatus.OK else ""
         return bool(self._token)
 
-    def _notice(self) -> str | None:
+    def _get(self, path: str) -> bytes:
+        """A piece of metadata; empty when there is none now."""
         try:
-            status, body = self._request(
-                "GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token}
-            )
+            status, body = self._request("GET", f"/latest/meta-data/{path}", {"X-aws-ec2-metadata-token": self._token})
         except (OSError, http.client.HTTPException):
-            return None
+            return b""
         if status == http.HTTPStatus.UNAUTHORIZED:
             self._renew()
-        if status != http.HTTPStatus.OK:
-            return None
+        return body if status == http.HTTPStatus.OK else b""
+
+    def _identify(self) -> None:
+        found = self._get("instance-id").decode("ascii", "replace").strip()
+        if re.fullmatch("i-[0-9a-f]+", found):
+            self.machine = found
+
+    def _notice(self) -> str | None:
+        body = self._get("spot/instance-action")
         try:
             found = json.loads(body)
             return f"EC2 will {found['action']} this machine at {found['time']}"
@@ -90,6 +102,8 @@ class Watch:
             log.info("no EC2 metadata service here: no watch for spot notices")
             return
         while True:
+            if not self.machine:
+                self._identify()
             if notice := self._notice():
                 self._notify(notice)
                 return

@@ -1,4 +1,4 @@
-"""Names of samples and of the objects that belong to one: the only place that knows them.
+"""Names of samples, of the objects that belong to one, and of machines' notes: the only place that knows them.
 
 An input is ``{batch}-{6 digits}-somatic.tar.gz`` or ``{batch}-{6 digits}-normal.tar.gz``, in any folder of a bucket or a
 spool. What belongs to it lies beside it, its name being the input's without ``.tar.gz`` plus one of the endings below.
@@ -27,6 +27,7 @@ NAME_MAX = 40  # PCGR's limit for --sample_id
 NUMBER_MAX = 999_999  # six digits
 KEY_MAX = 1024  # bytes of an S3 key
 
+_NOTE = re.compile(r"machines/i-[0-9a-f]+/[0-9a-z]+\.json")
 _BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME = re.compile(r"(?P<batch>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<number>[0-9]{6})-(?P<kind>somatic|normal)")
 _FOLDER = re.compile(r"[A-Za-z0-9._=+@-]+")
@@ -148,3 +149,13 @@ def classify(key: str) -> tuple[Sample, Role] | None:
         except NameRefused:
             continue
     return None
+
+
+def note_key(machine: str, name: str) -> str:
+    """The key of a machine's note; `machine` is its instance id, `name` an attempt's id or "interrupted"."""
+    return f"machines/{machine}/{name}.json"
+
+
+def is_note(key: str) -> bool:
+    """Whether a key is that of a machine's note."""
+    return _NOTE.fullmatch(key) is not None

@@ -12,6 +12,7 @@ from typing import Literal
 from .attempt import Attempt, Context, End, clear_leftovers
 from .lease import Lease
 from .model import Claim, LeaseLost, Stopped, Transient
+from .notes import Notes
 from .queue import Outcome, Queue
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ class Pace:
 class Worker:
     """Handles one message at a time until :meth:`stop` is called or the queue has been empty for ``idle_seconds``."""
 
-    def __init__(self, context: Context, queue: Queue, pace: Pace | None = None) -> None:
+    def __init__(self, context: Context, queue: Queue, pace: Pace | None = None, notes: Notes | None = None) -> None:
         self._context = context
+        self._notes = notes
         self._queue = queue
         self._pace = pace or Pace()
         self._stop = threading.Event()
@@ -146,7 +148,10 @@ class Worker:
                 log.error("sample=%s attempt=%s not done: %s", attempt.name, attempt.id, error)
                 later = error
                 continue
-            log.info("sample=%s attempt=%s %s in %.1f s", attempt.name, attempt.id, end, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            log.info("sample=%s attempt=%s %s in %.1f s", attempt.name, attempt.id, end, seconds)
+            if end == "published" and self._notes:
+                self._notes.sample(attempt.id, seconds)
             outcome = "failed" if end == "failed" else outcome
         if later:
             raise later
