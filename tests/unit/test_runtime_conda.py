@@ -331,7 +331,7 @@ def test_cut_while_linking_leaves_the_old_runtime_in_use(site: Site) -> None:
     first = site.provide()["image"]
     site.lines["pcgrr"].append(package(site.channel, "r-more", {"lib/R/library/more/x": b"x"}, noarch="generic"))
     good = site.linker.read_text()
-    site.linker.write_text("#!/bin/sh\necho cut >&2\nexit 1\n")
+    site.linker.write_text("#!/bin/sh\ncat >/dev/null\necho cut >&2\nexit 1\n")
     assert site.provide()["msg"] == "cut"
     assert site.record()["image"] == first
     assert output(Path(first) / "envs/pcgr/bin/hello") == "hello from Python\n"
