@@ -144,8 +144,8 @@ def choose(histories: list[History], evidence: Evidence, wish: Wish, now: float)
                 rows.append(row)
     if not rows:
         raise SpotError(_nothing(histories, wish))
-    rows.sort(key=lambda row: (row.feasible is False, row.cost.mean, -(row.score or 0), row.pool))
-    choice = Choice(rows, [], wish.cap, work, sample_from, now, dict(evidence.sources))
+    rows.sort(key=lambda row: (row.feasible is False, row.cost.mean, -(row.score or 0)))
+    choice = Choice(rows, [], wish.cap, work, sample_from, now, evidence.sources)
     _pick(choice, evidence, wish)
     _notes(choice, evidence, wish)
     return choice
@@ -213,7 +213,7 @@ def _row(
     on_demand = evidence.on_demand.get((region, pool.type))
     label = evidence.classes.get((region, pool.type))
     score = evidence.scores.get(pool.zone_id or evidence.zones.get(pool.zone, ""), evidence.scores.get(region))
-    own_hours, own_losses = _own(evidence, pool.type, pool.zone) if evidence.lives else (0.0, 0)
+    own_hours, own_losses = _own(evidence, pool.type, pool.zone)
     hazard = prior(label, *prior_own)
     rests_on = [f"price {known / HOUR / 24:.0f} d"]
     if hazard is not None:
@@ -274,12 +274,11 @@ def _pick(choice: Choice, evidence: Evidence, wish: Wish) -> None:
     good = [row for row in choice.rows if limit is None or row.price < limit]
     if wish.cap is not None:
         good = [row for row in good if row.price <= wish.cap]
-    kinds = list(dict.fromkeys(row.pool.type for row in good if row.feasible is not False))
-    kinds += [kind for kind in dict.fromkeys(row.pool.type for row in good) if kind not in kinds]
+    kinds = list(dict.fromkeys(row.pool.type for row in good))
     chosen = kinds[: wish.set_types]
     for kind in kinds[wish.set_types :]:
         families = [one.partition(".")[0] for one in chosen]
-        if len(set(families)) >= FAMILIES:
+        if len(set(families)) >= min(FAMILIES, len(chosen)):
             break
         if kind.partition(".")[0] not in families:
             double = max(index for index, family in enumerate(families) if families.count(family) > 1)
