@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from plugins.module_utils import spot_record
-from plugins.module_utils.spot_log import parse_time
+from plugins.module_utils import spot_api, spot_record
+from plugins.module_utils.price_list import listed_price, price_filters
+from plugins.module_utils.spot_evidence import Evidence
+from plugins.module_utils.spot_log import SpotError, parse_time
 from tests.unit.test_spot_price import NOW, spot_price
 
 REGION, OTHER = "ap-southeast-2", "us-east-1"
@@ -222,6 +225,115 @@ def test_throttled_requests_are_tried_again(aws: dict[str, str], monkeypatch: py
     Aws.refusals = {("DescribeSpotPriceHistory", REGION): (503, "RequestLimitExceeded")}
     spot_price("-r", REGION, "-t", "m5.xlarge", **(aws | {"AWS_MAX_ATTEMPTS": "3"}))
     assert sum(action == "DescribeSpotPriceHistory" for action, _region, _query in Aws.asked) == 3
+
+
+# ---- clients and answers, in process
+
+
+def test_how_often_and_how_long_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempts(service: str) -> tuple[int, str | None, float]:
+        config = spot_api.Account().client(service, REGION).meta.config
+        assert config.user_agent_extra == "umccr.pcgr/spot"
+        return config.retries["total_max_attempts"], config.retries.get("mode"), config.read_timeout
+
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    assert attempts("ec2") == (8, "standard", 60)
+    assert attempts("pricing")[::2] == (2, 10)  # asked beside the prices: nobody waits long
+    assert spot_api.Account().client("pricing", REGION).meta.config.connect_timeout == 10
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    assert attempts("ec2") == (3, "standard", 60)
+
+
+def test_every_refusal_is_told_apart() -> None:
+    def told(error: Exception) -> str:
+        with pytest.raises(SpotError) as caught, spot_api.errors("ec2:Call", "here"):
+            raise error
+        return str(caught.value)
+
+    for codes, text in (
+        (("UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "UnauthorizedAccess"), "here: not allowed to call ec2:Call"),
+        (("RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException", "MaxConfigLimitExceeded"), "here: AWS throttles ec2:Call"),
+        (("AuthFailure", "OptInRequired", "InvalidClientTokenId", "UnrecognizedClientException", "ExpiredToken"), "here: AWS does not accept the credentials"),
+        (("Other",), "here: ec2:Call: Other: "),
+    ):  # fmt: skip
+        for code in codes:
+            assert told(ClientError({"Error": {"Code": code}}, "Call")).startswith(text)
+    assert told(NoCredentialsError()).startswith("no AWS credentials")
+
+    class Torn(BotoCoreError):
+        fmt = "two\n lines"
+
+    assert told(Torn()) == "here: ec2:Call: two lines"
+
+
+class Fake(spot_api.Account):
+    """An account whose one client answers what is given, and keeps what it was asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, []
+
+    def client(self, service: str, region: str) -> Any:
+        return self
+
+    def __getattr__(self, call: str) -> Any:
+        return lambda **arguments: self.asked.append(arguments) or self.answers[call]
+
+    def get_paginator(self, call: str) -> Any:
+        self.call = call
+        return self
+
+    def paginate(self, **arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return self.answers[self.call]
+
+
+def test_pages_report_progress_and_leave_types_out_when_none_are_named() -> None:
+    fake = Fake(describe_spot_price_history=[{"SpotPriceHistory": [{}, {}]}, {"SpotPriceHistory": [{}]}])
+    told: list[tuple[str, int]] = []
+    more: dict[str, Any] = {"product": PRODUCT, "start": 0, "end": 1}
+    spot_api.price_history(fake, [REGION], types=[], progress=lambda *one: told.append(one), **more)
+    assert told == [(REGION, 2), (REGION, 3)]
+    spot_api.price_history(fake, [REGION], types=["t"], **more)
+    assert [one.get("InstanceTypes") for one in fake.asked] == [None, ["t"]]
+
+
+def test_zones_and_sizes() -> None:
+    zones = [{"ZoneName": "a"}, {"ZoneName": "b", "ZoneId": "id", "ZoneType": "availability-zone"}, {"ZoneName": "c", "ZoneType": "local-zone"}]  # fmt: skip
+    evidence = Evidence()
+    fake = Fake(describe_availability_zones={"AvailabilityZones": zones}, describe_instance_types=[])
+    spot_api.add_zones(evidence, fake, REGION)
+    assert evidence.zones == {"a": "", "b": "id"}
+    spot_api.add_sizes(evidence, fake, REGION, ["t"])
+    assert fake.asked[-1]["InstanceTypes"] == ["t"]
+
+
+def test_placement_scores_are_of_zones_or_of_the_region() -> None:
+    scores = [{"Region": REGION, "AvailabilityZoneId": "id", "Score": 7}, {"Region": OTHER, "Score": 3}]
+    evidence, fake = Evidence(), Fake(get_spot_placement_scores={"SpotPlacementScores": scores})
+    spot_api.add_placement_scores(evidence, fake, REGION, ["t", "u"], 5)
+    assert evidence.scores == {"id": 7, OTHER: 3}
+    assert evidence.sources == {"placement score": "GetSpotPlacementScores now, for 5 of 2 types"}
+    assert fake.asked == [{"InstanceTypes": ["t", "u"], "TargetCapacity": 5, "TargetCapacityUnitType": "units", "SingleAvailabilityZone": True, "RegionNames": [REGION]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("product", "system"),
+    [("Linux/UNIX", "Linux"), ("SUSE Linux", "SUSE"), ("Windows", "Windows"), ("Red Hat Enterprise Linux", "RHEL"), ("?", "Linux")],
+)  # fmt: skip
+def test_the_price_list_is_asked_for_a_plain_machine(product: str, system: str) -> None:
+    def entry(**dollars: str) -> str:
+        return json.dumps({"terms": {"OnDemand": {"t": {"priceDimensions": {"d": {"pricePerUnit": dollars}}}}}})
+
+    evidence = Evidence()
+    spot_api.add_price_list(evidence, Fake(get_products={"PriceList": [entry(CNY="9")]}), REGION, "t", product)
+    assert (evidence.on_demand, evidence.sources, listed_price('{"terms": {}}')) == ({}, {}, 0)
+    fake = Fake(get_products={"PriceList": [entry(USD="0.5")]})
+    spot_api.add_price_list(evidence, fake, REGION, "t", product)
+    assert evidence.on_demand == {(REGION, "t"): 0.5}
+    assert evidence.sources == {"on-demand price": "AWS price list now"}
+    assert fake.asked == [{"ServiceCode": "AmazonEC2", "Filters": price_filters("t", REGION, system)}]
+    wanted = {one["Field"]: one["Value"] for one in fake.asked[0]["Filters"] if one["Type"] == "TERM_MATCH"}
+    assert wanted == {"instanceType": "t", "regionCode": REGION, "operatingSystem": system, "preInstalledSw": "NA", "tenancy": "Shared", "capacitystatus": "Used"}  # fmt: skip
 
 
 # ---- record

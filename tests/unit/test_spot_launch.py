@@ -223,6 +223,32 @@ def test_an_interruption_is_told_from_an_end() -> None:
         assert ended["time"] > began - 1  # the log has milliseconds
 
 
+def test_a_launch_is_logged_with_market_and_price(tmp_path: Path) -> None:
+    launch, log = load("module_utils.spot_launch"), str(tmp_path / "log")
+    for spot, price in ((True, 0.5), (False, None)):
+        launch.launched(log, {"id": "i", "type": "t", "zone": "z", "spot": spot}, "demo", price)
+    found = [(one["market"], one["usd_per_hour"], one["zone"]) for one in read_log(log)]
+    assert found == [("spot", 0.5, "z"), ("on-demand", None, "z")]
+
+
+def test_only_own_machines_that_may_live_are_looked_at(tmp_path: Path) -> None:
+    log, seen, asked = str(tmp_path / "log"), round(time.time()) - 60, []
+    for name, event in (("demo", "seen"), ("demo", "ended"), ("other", "seen")):
+        machine = f"{name}-{event}"
+        append(log, "launched", seen - 60, machine=machine, type="t", zone="z", market="spot", name=name)
+        append(log, event, seen, machine=machine)
+
+    class Client:
+        def describe_instances(self, Filters: Any) -> Any:
+            asked.extend(one["Values"] for one in Filters)
+            return {"Reservations": []}
+
+    load("module_utils.spot_launch").settle(Client(), log, "demo")
+    assert asked == [["demo-seen"]]
+    last = json.loads(Path(log).read_text().splitlines()[-1])  # until when it was last seen
+    assert last == {"time": stamp(seen), "event": "ended", "machine": "demo-seen", "unknown": True}
+
+
 # ---- notes of the machines
 
 BUCKET = "samples"
