@@ -29,7 +29,7 @@ test-slow: env ## the tests that build images and boot machines
 molecule: env ## the roles in containers with systemd, part of test-slow (MOLECULE="default upgrade": these scenarios only)
 	MOLECULE="$(MOLECULE)" $(PYTEST) -rP tests/integration/test_molecule.py
 
-bench: env ## measure against what others do (NAME=databundle; BENCH_ARGS="--gib 1 --runs 1": shorter)
+bench: env ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
 	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
 
 lint: env ## every linter and type checker
