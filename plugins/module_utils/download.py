@@ -27,8 +27,8 @@ BLOCK = 1 << 20
 AHEAD_OF_FILE = 1 / 250
 # A range asked for at once: large enough that a request's delay and its millisecond of work do not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 19, 8 << 20
-# Another connection is opened when whoever reads spends more than this part of the time waiting.
-WAITING = 0.5
+# Another connection is opened when whoever reads has spent more than this part of so many seconds waiting.
+WAITING, LOOK_SECONDS = 0.5, 0.25
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
 TRANSIENT = {408, 425, 429}
@@ -173,8 +173,9 @@ class Download:
                         break
                     yield block
                 used += 1
-                if used > ahead:  # all of them were asked for with as many connections
-                    if waited > WAITING * (time.monotonic() - since):
+                seconds = time.monotonic() - since
+                if used > ahead and seconds > LOOK_SECONDS:  # and all of them were asked for with as many connections
+                    if waited > WAITING * seconds:
                         ahead = min(ahead + 1, self.connections - 1)
                     used, waited, since = 0, 0.0, time.monotonic()
         finally:
