@@ -21,6 +21,8 @@ import pytest
 from tests.unit.module_runner import ROOT
 from tests.unit.test_databundle import BUNDLE, VEP, archive, release
 
+pytestmark = pytest.mark.slow  # forty plays and formatted disks: minutes
+
 MIB = 1 << 20
 ID = "vol-0123456789abcdef0"
 LINK = "/dev/disk/by-id/virtio-vol0123456789abcdef0"
