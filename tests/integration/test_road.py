@@ -225,11 +225,13 @@ def test_the_machine_ends_itself_when_nothing_is_left(host: Any, region: Region)
 
 
 def test_teardown_leaves_the_data_and_nothing_else(region: Region) -> None:
+    ec2 = region.client("ec2")
+    ec2.create_key_pair(KeyName="of-someone-else")
     recap = play(region, "aws_teardown.yml")
     assert recap["failed"] == 0
     assert get(region, "demo-000001-somatic-output.tar.gz")
     assert not region.client("sqs").list_queues().get("QueueUrls")
-    assert [pair["KeyName"] for pair in region.client("ec2").describe_key_pairs()["KeyPairs"]] == ["plain"]
-    groups = {group["GroupName"] for group in region.client("ec2").describe_security_groups()["SecurityGroups"]}
+    assert [pair["KeyName"] for pair in ec2.describe_key_pairs()["KeyPairs"]] == ["of-someone-else"]
+    groups = {group["GroupName"] for group in ec2.describe_security_groups()["SecurityGroups"]}
     assert groups == {"default"}
     assert play(region, "aws_teardown.yml")["changed"] == 0
