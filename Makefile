@@ -20,7 +20,7 @@ demo: env ## the whole road on this machine: tarball in, report out (INPUT=my.vc
 
 test: test-fast test-slow ## all tests; boots virtual machines (under an hour on two cores without KVM)
 
-test-fast: lint ## lint, unit and contract tests (under five minutes)
+test-fast: lint ## lint, unit and contract tests (about five minutes)
 	$(PYTEST) -n auto -m "not slow"
 
 test-slow: env ## the tests that build images and boot machines
