@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import write_json
+from ansible_collections.umccr.pcgr.plugins.module_utils.progress import Progress
 from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
     STAMP,
     DatabundleError,
@@ -18,7 +18,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
     staging_of,
     verify,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import TELL_SECONDS, safe_name, sync, tell
+from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import safe_name, sync
 
 
 def find_seed(item: Part, seed: str) -> tuple[str | None, str | None]:
@@ -35,8 +35,9 @@ def find_seed(item: Part, seed: str) -> tuple[str | None, str | None]:
     return None, fault
 
 
-def adopt(item: Part, root: str, folder: str) -> None:
+def adopt(item: Part, root: str, folder: str, progress: Progress) -> None:
     """Have the part from `folder`: copied, or only stamped where it lies at its final place. Raises DatabundleError."""
+    progress.begin(f"{item.label} from {folder}")
     stamp = {
         "part": item.label,
         "archive": item.archive,
@@ -55,19 +56,14 @@ def adopt(item: Part, root: str, folder: str) -> None:
     staging = staging_of(root, folder, [item])
     shutil.rmtree(staging, ignore_errors=True)
     new = os.path.join(staging, item.member)
-    started = told = time.monotonic()
-    done = 0
+    progress.begin(item.label, need)
 
     def copy(source: str, target: str) -> None:
-        nonlocal told, done
         shutil.copyfile(source, target)
         about = os.stat(source)
         os.chmod(target, 0o755 if about.st_mode & 0o100 else 0o644)
         os.utime(target, ns=(about.st_mtime_ns, about.st_mtime_ns))
-        done += about.st_size
-        if time.monotonic() > told + TELL_SECONDS:
-            told = time.monotonic()
-            tell(root, part=item.label, done=done, size=need, fetched=done, seconds=told - started)
+        progress.came(about.st_size)
 
     try:
         shutil.copytree(folder, new, symlinks=True, copy_function=copy, ignore=shutil.ignore_patterns(STAMP))

@@ -23,13 +23,13 @@ from typing import Any
 from ansible_collections.umccr.pcgr.plugins.module_utils.download import BLOCK, Download, DownloadError, Interrupted
 from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import Gunzip, GzipError, Sha256
 from ansible_collections.umccr.pcgr.plugins.module_utils.kept import replace
+from ansible_collections.umccr.pcgr.plugins.module_utils.progress import Progress
 
 LATEST, SYNCED = (".checkpoint-0", ".checkpoint-1"), ".checkpoint-on-disk"
 HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follows
 CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
 PROGRESS = ".databundle.progress"
-TELL_SECONDS = 1.0  # between two reports of the progress
 SYNC_SECONDS = 1.0  # between checkpoints that outlive a cut of the machine; few data are left to wait for at the end
 OTHERS = 8  # folders named when an archive does not hold what is wanted
 SLOTS = 3  # blocks of 1 MiB that are ready to be written
@@ -276,9 +276,11 @@ def boot_id() -> str:
 class Unpacker:
     """Writes the members below the `wanted` paths into the folder of `checkpoints`; `count` counts files and bytes."""
 
-    def __init__(self, arrival: Arrival, label: str, wanted: list[str], checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, arrival: Arrival, label: str, wanted: list[str], checkpoints: Checkpoints, progress: Progress
+    ) -> None:
         self.arrival = arrival
-        self.label = label
+        self.progress = progress
         self.wanted = wanted
         self.checkpoints = checkpoints
         self.folder = checkpoints.folder
@@ -287,8 +289,8 @@ class Unpacker:
         self.others: set[str] = set()  # where members lie that are not wanted, two folders deep
         self._next = 0  # where in the tar file the next member begins
         self._member: dict[str, Any] | None = None  # the file that is being written
-        self._saved_at = self._begun_at = arrival.consumed
-        self._told_at = self._started = time.monotonic()
+        self._saved_at = arrival.consumed
+        progress.begin(label, arrival.download.size, done=arrival.consumed)
         arrival.between = self._save
 
     def run(self, point: dict[str, Any]) -> None:
@@ -365,9 +367,7 @@ class Unpacker:
 
     def _save(self) -> None:
         """Between two blocks of the arrival, all before which is written."""
-        if time.monotonic() > self._told_at + TELL_SECONDS:
-            self._told_at = time.monotonic()
-            self._tell()
+        self.progress.came(self.arrival.consumed - self.progress.done)
         if self.arrival.consumed - self._saved_at < self.checkpoints.interval:
             return
         if not self._member and self.arrival.position > self._next:
@@ -375,13 +375,3 @@ class Unpacker:
         self._saved_at = self.arrival.consumed
         about = {"next": self._next, "member": self._member, "count": self.count}
         self.checkpoints.write(self.arrival.state() | about)
-
-    def _tell(self) -> None:
-        done, size = self.arrival.consumed, self.arrival.download.size
-        about = {"part": self.label, "done": done, "size": size, "fetched": done - self._begun_at}
-        tell(os.path.dirname(self.folder), **about, seconds=time.monotonic() - self._started)
-
-
-def tell(root: str, **about: Any) -> None:
-    """Write for who looks how far it is: `done` of `size` bytes of `part`, of which `fetched` came in `seconds`."""
-    replace(os.path.join(root, PROGRESS), json.dumps(about).encode())

@@ -103,7 +103,6 @@ deferred:
 import os
 import shutil
 import tarfile
-from contextlib import suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -208,10 +207,12 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         make_sure_of_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
         os.mkdir(staging, 0o755)
     arrival = Arrival(download, point)
-    unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints)
     try:
-        unpacker.run(point)
-        sha256 = arrival.finish()
+        # Its thread begins only now, when the process that fetches was forked.
+        with Progress(os.path.join(os.path.dirname(staging), PROGRESS)) as progress:
+            unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints, progress)
+            unpacker.run(point)
+            sha256 = arrival.finish()
     finally:
         arrival.close()
         checkpoints.finish()
@@ -303,16 +304,11 @@ def bring(module: AnsibleModule) -> None:
                 path = os.path.join(root, name)
                 if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
                     shutil.rmtree(path)
-            try:
-                with Progress(os.path.join(root, PROGRESS)) as progress:
-                    for item, folder in seeds:
-                        progress.begin(f"{item.label} from {folder}")
-                        adopt(item, root, folder)
-                for url, items in jobs.items():
-                    install(items, root, url, options)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(root, PROGRESS))
+            with Progress(os.path.join(root, PROGRESS)) as progress:
+                for item, folder in seeds:
+                    adopt(item, root, folder, progress)
+            for url, items in jobs.items():
+                install(items, root, url, options)
     report = [
         {
             "part": item.label,
