@@ -37,7 +37,7 @@ lint: env ## every linter and type checker
 	ruff format --check .
 	mypy
 	yamllint --strict .
-	shellcheck scripts/bootstrap scripts/build_tools .ci/run
+	shellcheck scripts/bootstrap packer/toolchain/build .ci/run
 	ansible-lint --offline --strict
 	antsibull-changelog lint
 

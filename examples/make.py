@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "roles/consumer/files/pcgr_consumer/src"))
 try:
     import pysam
-    from pcgr_consumer.genome import LENGTHS
+
+    from umccr_pcgr.samples.genome import LENGTHS
 except ImportError as error:
     sys.exit(f"make.py: {error}; run make, then . .venv/bin/activate")
 

@@ -17,13 +17,28 @@ options:
     type: list
     elements: path
     required: true
+  packages:
+    description:
+      - Subpackages to include, e.g. V(umccr_pcgr.samples). Without it, everything below C(src) is included.
+      - The C(__init__.py) and C(py.typed) of their parents are always included.
+    type: list
+    elements: str
+    default: []
+  extra:
+    description: Optional dependencies of the project that become dependencies of the wheel.
+    type: str
+  scripts:
+    description: Console commands to include. Without it, all of them are.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
 - name: Install the consumer
   umccr.pcgr.python_app:
     path: /opt/pcgr-consumer
-    wheel: "{{ lookup('umccr.pcgr.pure_wheel', 'roles/consumer/files/pcgr_consumer') }}"
+    wheel: "{{ lookup('umccr.pcgr.pure_wheel', 'python', packages=['umccr_pcgr.samples', 'umccr_pcgr.consumer'], extra='consumer', scripts=['pcgr-consumer']) }}"
     requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
 """
 
@@ -33,7 +48,7 @@ _raw:
   type: list
   elements: dict
   sample:
-    - {name: pcgr_consumer-1.0.0-py3-none-any.whl, content: UEsDBBQ, sha256: 0123abcd}
+    - {name: umccr_pcgr-1.0.0-py3-none-any.whl, content: UEsDBBQ, sha256: 0123abcd}
 """
 
 import base64
@@ -43,6 +58,7 @@ import json
 import re
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +73,38 @@ class PackageError(Exception):
     """The folder is not a package this can pack; the text is one line."""
 
 
-def package_files(source: Path) -> dict[str, bytes]:
-    """Content by path in the wheel of everything below `src`, compiled files aside."""
+def package_files(source: Path, packages: Sequence[str]) -> dict[str, bytes]:
+    """Content by path in the wheel: everything below `src`, or `packages` alone; compiled files are left out.
+
+    Raises PackageError for a package that is not there.
+    """
     src = source / "src"
-    return {
+    files = {
         path.relative_to(src).as_posix(): path.read_bytes()
         for path in sorted(src.rglob("*"))
         if path.is_file()
         and not {"__pycache__"} & set(path.parts)
         and not any(p.endswith(".egg-info") for p in path.parts)
     }
+    if not packages:
+        return files
+    folders = [package.replace(".", "/") for package in packages]
+    for folder in folders:
+        if f"{folder}/__init__.py" not in files:
+            raise PackageError(f"{source}: no src/{folder}/__init__.py")
+    parents = {parent for folder in folders for parent in _parents(folder)}
+    return {
+        name: content
+        for name, content in files.items()
+        if any(name.startswith(f"{folder}/") for folder in folders)
+        or name in {f"{parent}/{top}" for parent in parents for top in ("__init__.py", "py.typed")}
+    }
+
+
+def _parents(folder: str) -> list[str]:
+    """`a/b/c` -> `a`, `a/b`."""
+    parts = folder.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def version(project: dict[str, Any], files: dict[str, bytes], package: str) -> str:
@@ -83,10 +121,26 @@ def version(project: dict[str, Any], files: dict[str, bytes], package: str) -> s
     return match[1]
 
 
-def build(source: Path) -> tuple[str, bytes]:
+def project_of(source: Path, extra: str | None, scripts: Sequence[str]) -> dict[str, Any]:
+    """The project's metadata with the dependencies of `extra` and only `scripts` (all when empty); raises PackageError."""
+    project: dict[str, Any] = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras, commands = project.pop("optional-dependencies", {}), project.get("scripts", {})
+    if extra and extra not in extras:
+        raise PackageError(f"{source}/pyproject.toml: extra: found {extra!r}, allowed {', '.join(extras) or 'none'}")
+    for name in scripts:
+        if name not in commands:
+            raise PackageError(f"{source}/pyproject.toml: scripts: found {name!r}, allowed {', '.join(commands)}")
+    project["dependencies"] = [*project.get("dependencies", []), *(extras[extra] if extra else [])]
+    project["scripts"] = {name: commands[name] for name in scripts or commands}
+    return project
+
+
+def build(
+    source: Path, packages: Sequence[str] = (), extra: str | None = None, scripts: Sequence[str] = ()
+) -> tuple[str, bytes]:
     """File name and content of the wheel of the package in `source`; raises PackageError."""
-    project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    files = package_files(source)
+    project = project_of(source, extra, scripts)
+    files = package_files(source, packages)
     package = project["name"].replace("-", "_")
     if f"{package}/__init__.py" not in files:
         raise PackageError(f"{source}: no src/{package}/__init__.py")
@@ -102,11 +156,11 @@ def build(source: Path) -> tuple[str, bytes]:
         *([f"Requires-Python: {project['requires-python']}"] if "requires-python" in project else []),
         *(f"Requires-Dist: {item}" for item in project.get("dependencies", [])),
     ]
-    scripts = [f"{name} = {target}" for name, target in sorted(project.get("scripts", {}).items())]
+    commands = [f"{name} = {target}" for name, target in sorted(project["scripts"].items())]
     files[f"{info}/METADATA"] = ("\n".join(metadata) + "\n").encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: umccr.pcgr\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    if scripts:
-        files[f"{info}/entry_points.txt"] = ("\n".join(["[console_scripts]", *scripts]) + "\n").encode()
+    if commands:
+        files[f"{info}/entry_points.txt"] = ("\n".join(["[console_scripts]", *commands]) + "\n").encode()
     record = [f"{name},sha256={digest(content)},{len(content)}\n" for name, content in files.items()]
     files[f"{info}/RECORD"] = "".join([*record, f"{info}/RECORD,,\n"]).encode()
     out = io.BytesIO()
@@ -124,20 +178,26 @@ def digest(content: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
+def wheel(source: Path, **options: Any) -> dict[str, str]:
+    """What `build` makes, as the lookup returns it: name, content in base64, SHA-256 in hex; raises AnsibleError."""
+    try:
+        name, content = build(source, **options)
+    except PackageError as error:
+        raise AnsibleError(str(error)) from error
+    except (OSError, KeyError, ValueError) as error:
+        raise AnsibleError(f"{source}: cannot be packed: {type(error).__name__}: {error}") from error
+    return {
+        "name": name,
+        "content": base64.b64encode(content).decode(),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
 class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no types
     """``lookup('umccr.pcgr.pure_wheel', folder)``."""
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, Any]]:
         """Return one wheel for each folder in ``terms``; ``AnsibleError`` of one line if one cannot be packed."""
         self.set_options(var_options=variables, direct=kwargs)
-        wheels = []
-        for term in terms:
-            try:
-                name, content = build(Path(term))
-            except PackageError as error:
-                raise AnsibleError(str(error)) from error
-            except (OSError, KeyError, ValueError) as error:
-                raise AnsibleError(f"{term}: cannot be packed: {type(error).__name__}: {error}") from error
-            sha256 = hashlib.sha256(content).hexdigest()
-            wheels.append({"name": name, "content": base64.b64encode(content).decode(), "sha256": sha256})
-        return wheels
+        options = {name: self.get_option(name) for name in ("packages", "extra", "scripts")}
+        return [wheel(Path(term), **options) for term in terms]

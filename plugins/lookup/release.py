@@ -63,7 +63,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.umccr.pcgr.plugins.module_utils.release import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._release import (
     NEWEST,
     ReleaseError,
     load_release,

@@ -78,10 +78,10 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.umccr.pcgr.plugins.module_utils import spot
-from ansible_collections.umccr.pcgr.plugins.module_utils.spot_choice import Wish
-from ansible_collections.umccr.pcgr.plugins.module_utils.spot_history import plain_product
-from ansible_collections.umccr.pcgr.plugins.module_utils.spot_log import SpotError, parse_time
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import advice as spot
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import plain_product
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError, parse_time
 
 FILES = ("on_demand", "advisor", "types_file", "scores", "log", "profile")
 

@@ -42,7 +42,7 @@ options:
     description: Folder with the archives and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Without it, the release's own addresses.
     type: str
   signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
     type: dict
     default: {}
   seed:
@@ -106,26 +106,8 @@ import tarfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
-    Download,
-    DownloadError,
-    Interrupted,
-    address,
-    check,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
-)
-from ansible_collections.umccr.pcgr.plugins.module_utils.gunzip import GzipError
-from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
-    BusyError,
-    alone,
-    compare_with_first,
-    read_json,
-    write_json,
-)
-from ansible_collections.umccr.pcgr.plugins.module_utils.progress import Progress, put_off
-from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     STAGING,
     STAMP,
     DatabundleError,
@@ -138,8 +120,15 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
     staging_of,
     verify,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils.seed import adopt, find_seed
-from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.seed import adopt, find_seed
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
+    BusyError,
+    alone,
+    compare_with_first,
+    read_json,
+    write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import (
     PROGRESS,
     Arrival,
     Checkpoints,
@@ -147,6 +136,17 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
     UnpackError,
     sync,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
+    Download,
+    DownloadError,
+    Interrupted,
+    address,
+    check,
+    make_sure_of_space,
+    mirror_checksums,
+    options_of,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.gunzip import GzipError
 
 
 def make_sure_of_writing(due: list[Part], root: str) -> None:

@@ -56,13 +56,13 @@ import tempfile
 from contextlib import suppress
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils.kept import BusyError, alone
-from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     STAGING,
     STAMP,
     DatabundleError,
     plan,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import BusyError, alone
 
 # Where plan() puts parts: bundles/<date>/data/<assembly>, vep/<release>/homo_sapiens/<cache>.
 GONE = f"{STAGING}gone-"  # what begins so, the module databundle removes too

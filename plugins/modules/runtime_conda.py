@@ -39,7 +39,7 @@ options:
     description: Folder with the lock files and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://), used in place of each lock's C(url).
     type: str
   signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
     type: dict
     default: {}
   conda_mirror_url:
@@ -119,7 +119,17 @@ import shutil
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
+    BusyError,
+    alone,
+    others,
+    read_json,
+    remove,
+    write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
@@ -130,16 +140,6 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
     readable,
     save,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
-    BusyError,
-    alone,
-    others,
-    read_json,
-    remove,
-    write_json,
-)
-from ansible_collections.umccr.pcgr.plugins.module_utils.progress import PROGRESS, Progress, put_off
-from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
 
 STAMP = ".umccr.pcgr.json"
 # <anything>/<channel>/<platform>/<file>#<md5>, as `conda list --explicit --md5` and conda-lock write it.

@@ -32,7 +32,7 @@ options:
     description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
     type: str
   signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
     type: dict
     default: {}
   registry_mirror:
@@ -116,16 +116,8 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
-    Download,
-    DownloadError,
-    address,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
-    save,
-)
-from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     BusyError,
     alone,
     compare_with_first,
@@ -134,8 +126,16 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     remove,
     write_json,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils.progress import PROGRESS, Progress, put_off
-from ansible_collections.umccr.pcgr.plugins.module_utils.registry import Registry
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
+    Download,
+    DownloadError,
+    address,
+    make_sure_of_space,
+    mirror_checksums,
+    options_of,
+    save,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.registry import Registry
 
 DOCKER_HUB = "registry-1.docker.io"
 # The architectures as Go names them, and so manifests.

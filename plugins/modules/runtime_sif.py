@@ -35,7 +35,7 @@ options:
     description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
     type: str
   signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.signed#lookup) makes them.
+    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
     type: dict
     default: {}
   sha256:
@@ -107,15 +107,8 @@ import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils.download import (
-    Download,
-    DownloadError,
-    address,
-    mirror_checksums,
-    options_of,
-    save,
-)
-from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     BusyError,
     alone,
     compare_with_first,
@@ -124,9 +117,16 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.kept import (
     remove,
     write_json,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils.progress import PROGRESS, Progress, put_off
-from ansible_collections.umccr.pcgr.plugins.module_utils.registry import Registry
-from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
+    Download,
+    DownloadError,
+    address,
+    mirror_checksums,
+    options_of,
+    save,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.registry import Registry
 
 LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_MAGIC = b"SIF_MAGIC"

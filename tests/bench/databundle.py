@@ -34,7 +34,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.module_runner import command
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "umccr.pcgr/bench"
 DATE, ASSEMBLY = "20260620", "grch38"
 MIB = 1 << 20
@@ -43,13 +44,6 @@ PER_CONNECTION, IN_ALL = 25_000_000, 100_000_000  # bytes a second
 CUTS = 20
 SMALL_FILES = 2000
 POLL_SECONDS = 0.05
-CHILD = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tests.unit.module_runner import run
-answer = run("databundle", **json.loads(sys.argv[2]))
-sys.exit(answer.get("msg") if answer.get("failed") else 0)
-"""
 
 
 @dataclass
@@ -162,7 +156,7 @@ def module(url: str, folder: Path, sha256: str | None) -> list[str]:
     }
     arguments: dict[str, Any] = {"root": str(folder), "release": release, "assemblies": [ASSEMBLY], "space_factor": 1.5}
     arguments["checksums"] = str(folder.parent / "checksums.json")
-    return [sys.executable, "-c", CHILD, str(ROOT), json.dumps(arguments)]
+    return command("databundle", **arguments)
 
 
 def contenders(url: str, folder: Path, tree: Path, sha256: str) -> dict[str, list[str]]:

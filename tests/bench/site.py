@@ -16,12 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from databundle import ROOT, machine
+from databundle import machine
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(ROOT / "scripts/lib"))
-import road
+from harness import region as harness
 
 
 def main() -> int:
@@ -35,17 +34,17 @@ def main() -> int:
     log = folder / "log"
     seconds: dict[str, list[float]] = {"first": [], "second": []}
     with console.status("images ...") as status:
-        road.prepare_images(log, status.update)
-        key = road.make_key(folder / "key")
-        with road.region(folder / "cloud", log) as environment:
-            settings = road.region_variables(environment, key) | {"consumer_queue_name": "pcgr"}
+        harness.prepare_images(log, status.update)
+        key = harness.make_key(folder / "key")
+        with harness.region(folder / "cloud", log) as environment:
+            settings = harness.region_variables(environment, key) | {"consumer_queue_name": "pcgr"}
             for number in range(arguments.runs):
                 inventory = folder / f"{number}.json"
                 status.update(f"machine {number + 1} of {arguments.runs} boots")
-                with road.plain_machine(environment, key, inventory):
+                with harness.plain_machine(environment, key, inventory):
                     for which, found in seconds.items():
                         start = time.monotonic()
-                        for task in road.playbook("site.yml", settings, environment, log, "-i", str(inventory)):
+                        for task in harness.playbook("site.yml", settings, environment, log, "-i", str(inventory)):
                             status.update(f"machine {number + 1} of {arguments.runs}, {which} run: {task}")
                         found.append(time.monotonic() - start)
                 changed = re.findall(r"changed=(\d+)", log.read_text().rpartition("PLAY RECAP")[2])

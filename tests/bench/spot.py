@@ -22,7 +22,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
 NOW = "2026-11-23T00:00:00"
 TYPES = [f"{family}{generation}.{size}" for family in "cmr" for generation in ("5", "5a", "6i", "6a", "7i", "7a") for size in
          ("large", "xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "24xlarge")]  # fmt: skip
@@ -49,7 +48,6 @@ choice = choose([read_history(path)], Evidence(), Wish(), moment)
 """
 CHILD = """
 import sys, time
-sys.path.insert(0, {root!r})
 {imports}
 path, moment = {path!r}, {moment!r}
 start = moment - 90 * 86400
@@ -60,9 +58,10 @@ peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if
 print(time.perf_counter() - began, time.process_time() - busy, peak)
 """
 IMPORTS = """
-from plugins.module_utils.spot_choice import Wish, choose
-from plugins.module_utils.spot_evidence import Evidence
-from plugins.module_utils.spot_history import read_history
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish, choose
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import read_history
+from support import ROOT
 """
 
 
@@ -94,7 +93,7 @@ def make_history(path: Path, records: int, indent: bool) -> None:
 def run(imports: str, work: str, path: Path) -> tuple[float, float, float]:
     """Wall seconds, processor seconds and peak MB of one run in a process of its own."""
     moment = float(np.datetime64(NOW, "s").astype(int))
-    code = CHILD.format(root=str(ROOT), imports=imports, work=work, path=str(path), moment=moment)
+    code = CHILD.format(imports=imports, work=work, path=str(path), moment=moment)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     wall, busy, peak = map(float, done.stdout.split())
     return wall, busy, peak

@@ -16,7 +16,7 @@ import pytest
 
 from localcloud import image, metadata
 from localcloud.accelerator import QEMU, accelerator
-from localcloud.machine import Spec
+from localcloud.qemu import Spec
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.module_runner import ROOT
-from tests.unit.test_databundle import BUNDLE, VEP, archive, release
+from support import ROOT
+from support.databundle import BUNDLE, VEP, archive, release
+from support.module_runner import command
 
 pytestmark = pytest.mark.slow  # forty plays and formatted disks: minutes
 
@@ -42,13 +43,6 @@ done
 : >/etc/fstab
 echo ready
 exec sleep infinity
-"""
-MODULE = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from tests.unit.module_runner import run
-name, check, arguments = json.loads(sys.argv[2])
-print(json.dumps(run(name, check=check, **arguments)))
 """
 
 
@@ -103,7 +97,7 @@ class Machine:
         """A module's answer."""
         if name == "data_volume":
             arguments = {"source": ID, "path": PLACE} | arguments
-        out = self.run(sys.executable, "-c", MODULE, str(ROOT), json.dumps([name, check, arguments]))
+        out = self.run(*command(name, check=check, **arguments))
         answer: dict[str, Any] = json.loads(out.splitlines()[-1])
         return answer
 

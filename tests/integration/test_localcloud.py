@@ -14,9 +14,10 @@ from typing import Any
 import boto3
 import pytest
 
+from support import ROOT
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
 BOOT_SECONDS = 900.0  # about 30 s on two idle cores under emulation, many minutes on crowded ones
 METADATA = """\

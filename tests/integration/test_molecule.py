@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import containers
 import pytest
-import road
+
+from harness import containers
+from harness import region as harness
 
 pytestmark = pytest.mark.slow
 
-SCENARIOS = sorted(path.parent.name for path in road.ROOT.glob("molecule/*/molecule.yml"))
+SCENARIOS = sorted(path.parent.name for path in harness.ROOT.glob("molecule/*/molecule.yml"))
 CHOSEN = os.environ.get("MOLECULE", "").split()
 MACHINE = r"^pcgr-{scenario} +: .*changed=(\d+)"
 
@@ -73,7 +74,7 @@ def test_scenario(scenario: str, daemon: dict[str, str]) -> None:
     environment = {**daemon, "NO_COLOR": "1", "COLUMNS": "160"}
     output: list[tuple[float, str]] = []
     with subprocess.Popen(
-        command, cwd=road.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=harness.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout
         for line in process.stdout:

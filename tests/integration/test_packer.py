@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import road
+
+from harness import region as harness
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Region
+    from support.region import Region
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ class Packer:
     def __init__(self, region: Region, folder: Path) -> None:
         self.folder = folder
         lines = subprocess.run(
-            [road.ROOT / "scripts/build_tools"], check=True, stdout=subprocess.PIPE, text=True
+            [harness.ROOT / "packer/toolchain/build"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
         tools = dict(word.split("=", 1) for word in shlex.split(lines) if word != "export")
         own = {"PACKER_CONFIG_DIR": str(folder), "TMPDIR": str(folder), "PACKER_NO_COLOR": "1"}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.umccr.pcgr.plugins.module_utils._release import load_release
 
-from plugins.module_utils.release import load_release
-from tests.rehearsal import build
+from rehearsal import build
 
 pytestmark = pytest.mark.slow
 VCF = (

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.module_runner import record_progress, run
+from support.module_runner import record_progress, run
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pcgr_consumer.config import read_image
-from pcgr_consumer.runtime import Job
-from pcgr_consumer.sandbox import CondaRuntime
 
-from tests.unit.conda_channel import PREFIX, lock, package
-from tests.unit.module_runner import ROOT
+from support import ROOT
+from support.conda_channel import PREFIX, lock, package
+from umccr_pcgr.consumer.config import read_image
+from umccr_pcgr.consumer.runtime import Job
+from umccr_pcgr.consumer.sandbox import CondaRuntime
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,14 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import road
-from pcgr_consumer.config import QueueSettings
-from pcgr_consumer.notes import Notes
-from pcgr_consumer.sqs import S3Store
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import append, read_log
 
-from plugins.module_utils.spot_log import append, read_log
-from tests.integration.conftest import Region
-from tests.unit.test_localcloud_region import settings
+from harness import region as harness
+from support.localcloud import settings
+from support.region import Region
+from umccr_pcgr.consumer.config import QueueSettings
+from umccr_pcgr.consumer.notes import Notes
+from umccr_pcgr.consumer.sqs import S3Store
 
 pytestmark = pytest.mark.slow
 
@@ -60,12 +60,12 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     }
     (folder / "advisor.json").write_text(json.dumps(advisor))
     (folder / "demand.json").write_text(json.dumps(ON_DEMAND))
-    key = road.make_key(folder / "key")
-    road.MIRROR.mkdir(parents=True, exist_ok=True)
+    key = harness.make_key(folder / "key")
+    harness.MIRROR.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings(folder).items():
             patch.setenv(name, value)
-        with road.region(folder / "cloud", folder / "log") as environment:
+        with harness.region(folder / "cloud", folder / "log") as environment:
             patch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])  # for the consumer's part, played here
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
                 patch.setenv(name, environment[name])
@@ -83,13 +83,13 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
                 "aws_spot_losses": 1,
                 "aws_spot_budget_usd": 6,
             }
-            yield Region(environment, folder, key, road.region_variables(environment, key) | more)
+            yield Region(environment, folder, key, harness.region_variables(environment, key) | more)
 
 
 def play(region: Region, name: str, *options: str, **variables: Any) -> str:
     """Run a playbook as far as the controller goes; what it said."""
     before = region.log.stat().st_size
-    tasks = road.playbook(
+    tasks = harness.playbook(
         name, region.variables | variables, region.environment, region.log, "--limit", "localhost", *options
     )
     for task in tasks:
@@ -175,7 +175,7 @@ def test_after_a_loss_it_is_on_demand_within_the_budget(region: Region) -> None:
     notes.sample("0123456789abcdef", 5400)
     notes.interrupted()
     command = [sys.executable, "-m", "localcloud", "interrupt", lost["InstanceId"], "--seconds", "0"]
-    subprocess.run(command, cwd=road.ROOT, env=region.environment, check=True)
+    subprocess.run(command, cwd=harness.ROOT, env=region.environment, check=True)
     assert until_ended(region, lost["InstanceId"])["StateReason"]["Code"] == "Server.SpotInstanceTermination"
 
     said = play(region, "aws.yml", "--tags", "aws")
@@ -194,7 +194,12 @@ def test_after_a_loss_it_is_on_demand_within_the_budget(region: Region) -> None:
     assert (log(region)[-1]["event"], log(region)[-1]["market"]) == ("launched", "on-demand")
     table = subprocess.run(
         [
-            *(sys.executable, road.ROOT / "scripts/spot_price", "--history", region.variables["aws_spot_history"][0]),
+            *(
+                sys.executable,
+                harness.ROOT / "scripts/spot_price",
+                "--history",
+                region.variables["aws_spot_history"][0],
+            ),
             *("--log", region.variables["aws_spot_log"], "--samples", "2"),
         ],
         capture_output=True,

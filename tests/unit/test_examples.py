@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pysam
 import pytest
-from pcgr_consumer.naming import parse
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import ROOT
+from umccr_pcgr.samples.naming import parse
+
 EXAMPLES = ROOT / "examples"
 TARBALLS = sorted(EXAMPLES.glob("*.tar.gz"))
 REAL = Path(os.environ.get("PCGR_EXAMPLES", "/nowhere"))

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Lookup plugin: signed addresses of files in an S3 bucket."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: s3_presigned_urls
+short_description: Sign the addresses of files in an S3 bucket
+version_added: "1.0.0"
+description:
+  - Machines that fetch from an C(s3://) mirror need no credentials of their own and no S3 client, they get an C(https) address with a signature for each file.
+  - The signatures are made on the controller, with the credentials that boto3 finds there (and C(AWS_ENDPOINT_URL), for other stores than AWS's).
+    They last seven days, or until temporary credentials end. Without any credentials the addresses are those of a public bucket.
+author: University of Melbourne Centre for Cancer Research (@umccr)
+options:
+  _terms:
+    description: Folder, such as V(s3://bucket/pcgr). Of anything but C(s3://), nothing is signed and the answer is empty.
+    type: list
+    elements: str
+    required: true
+  files:
+    description: Names of files in the folder.
+    type: list
+    elements: str
+    required: true
+requirements:
+  - boto3
+"""
+
+EXAMPLES = r"""
+- name: Bring the data from a bucket
+  umccr.pcgr.databundle:
+    mirror_url: s3://my-mirror/pcgr
+    signed: "{{ lookup('umccr.pcgr.s3_presigned_urls', 's3://my-mirror/pcgr', files=['SHA256SUMS', 'pcgr_ref_data.20260620.grch38.tgz']) }}"
+    root: /mnt/pcgr
+    release: "{{ lookup('umccr.pcgr.release', '2.3.2') }}"
+    assemblies: [grch38]
+"""
+
+RETURN = r"""
+_raw:
+  description: Signed address by C(s3://) address.
+  type: list
+  elements: dict
+"""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import address
+
+try:
+    import boto3
+    import botocore
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+except ImportError:
+    boto3 = None  # type: ignore[assignment]
+
+SECONDS = 7 * 24 * 3600  # the longest that S3 allows
+NOT_FOUND = "404"
+
+
+def sign(folder: str, files: list[str]) -> dict[str, str]:
+    """Signed address by `s3://` address of each of `files` in `folder`; raises AnsibleError."""
+    if not folder.startswith("s3://"):
+        return {}
+    if boto3 is None:
+        raise AnsibleError(f"{folder}: the Python library boto3 is missing on the controller")
+    parts = urlsplit(folder)
+    try:
+        session = boto3.Session()
+        config = Config(signature_version="s3v4" if session.get_credentials() else botocore.UNSIGNED)
+        client = session.client("s3", config=config)
+        if (region := region_of(client, parts.netloc)) not in (None, client.meta.region_name):
+            client = session.client("s3", region_name=region, config=config)
+        signed = {}
+        for name in files:
+            url = address(folder, name)
+            where = {"Bucket": parts.netloc, "Key": urlsplit(url).path.lstrip("/")}
+            signed[url] = client.generate_presigned_url("get_object", Params=where, ExpiresIn=SECONDS)
+    except (BotoCoreError, ClientError, ValueError) as error:
+        raise AnsibleError(f"{folder}: {error}") from error
+    return signed
+
+
+def region_of(client: Any, bucket: str) -> str | None:
+    """The bucket's region: a signature made for another one is refused. S3 tells it to anyone who asks for the bucket, with every answer."""
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+        if answer["Error"]["Code"] == NOT_FOUND:
+            raise AnsibleError(f"s3://{bucket}: no such bucket") from error
+    region: str | None = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return region
+
+
+class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no types
+    """Lookup ``umccr.pcgr.s3_presigned_urls``."""
+
+    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, str]]:
+        """Return one mapping per folder."""
+        self.set_options(var_options=variables, direct=kwargs)
+        files = self.get_option("files")
+        return [sign(folder or "", files) for folder in terms]

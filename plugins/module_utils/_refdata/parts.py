@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Which folders of reference data a release needs, where they are, and whether they are as they should be."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import read_json
+
+STAMP = ".umccr.pcgr.json"
+STAGING = ".databundle-"
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2  # linux/fs.h
+# How Ensembl spells the assemblies in cache folders.
+ENSEMBL = {"grch37": "GRCh37", "grch38": "GRCh38"}
+
+
+class DatabundleError(Exception):
+    """The data cannot be brought; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder to have: `member` is its path in the archive, `home` (below root) the folder the archive unpacks into."""
+
+    label: str
+    home: str
+    member: str
+    archive: str
+    url: str | None
+    bytes: int | None
+    sha256: str | None
+    # Files or folders that must be there, relative to `home`; with a text, the file must contain it.
+    proofs: tuple[tuple[str, str | None], ...]
+
+    def folder(self, root: str) -> str:
+        """Final place of the folder."""
+        return os.path.join(root, self.home, self.member)
+
+    def stamp(self, root: str) -> str:
+        """The file in it that says what it was made from."""
+        return os.path.join(self.folder(root), STAMP)
+
+
+def plan(release: dict[str, Any], assemblies: Iterable[str]) -> list[Part]:
+    """The folders that `release` needs for `assemblies`; raises DatabundleError."""
+    parts = []
+    bundle, vep = release["bundle"], release["vep"]
+    for assembly in assemblies:
+        if assembly not in release["assemblies"] or assembly not in ENSEMBL:
+            allowed = ", ".join(release["assemblies"])
+            raise DatabundleError(
+                f"assembly {assembly} is not part of release {release['release']}; allowed: {allowed}"
+            )
+        proofs: list[tuple[str, str | None]] = [
+            (bundle["version_file"].format(assembly=assembly), bundle["version_text"])
+        ]
+        if vep["location"] == "in_bundle":
+            proofs.append((f"data/{assembly}/.vep/homo_sapiens", None))
+        parts.append(
+            Part(
+                label=f"bundle {bundle['date']} {assembly}",
+                home=f"bundles/{bundle['date']}",
+                member=f"data/{assembly}",
+                proofs=tuple(proofs),
+                **archive_of(release, bundle["archives"], assembly, "bundle"),
+            )
+        )
+        if vep["location"] == "separate":
+            member = f"homo_sapiens/{vep['release']}_{ENSEMBL[assembly]}"
+            parts.append(
+                Part(
+                    label=f"VEP cache {vep['release']} {assembly}",
+                    home=f"vep/{vep['release']}",
+                    member=member,
+                    proofs=((member, None),),
+                    **archive_of(release, vep["archives"], assembly, "VEP cache"),
+                )
+            )
+    return parts
+
+
+def archive_of(release: dict[str, Any], archives: dict[str, Any], assembly: str, what: str) -> dict[str, Any]:
+    """File name, address and checksum of an assembly's archive; raises DatabundleError when the release names none."""
+    entry = archives.get(assembly) or {}
+    drive = entry.get("gdrive_id")
+    name = entry.get("file") or (
+        f"{drive}.tgz" if drive else None
+    )  # what it is called in the Drive is not known of all
+    if not name:
+        raise DatabundleError(f"release {release['release']}: no archive of the {what} is known for {assembly}")
+    url = entry.get("url") or (f"gdrive:{drive}" if drive else None)
+    return {"archive": name, "url": url, "bytes": entry.get("bytes"), "sha256": entry.get("sha256")}
+
+
+def verify(item: Part, base: str) -> str | None:
+    """Why the folders of `item` below `base` are not as they should be, or None."""
+    for name, text in item.proofs:
+        path = os.path.join(base, name)
+        if not os.path.exists(path):
+            return f"{name} is missing"
+        if os.path.isdir(path) and not set(os.listdir(path)) - {STAMP}:
+            return f"{name} is empty"
+        if text is not None:
+            with open(path, encoding="utf-8", errors="replace") as handle:
+                found = handle.read(65536)
+            if text not in found:
+                return f"{name} does not contain {text} but {found.strip()[:60]!r}"
+    return None
+
+
+def is_current(item: Part, root: str) -> bool:
+    """True when the installed folder was made from the wanted archive and is still there."""
+    stamp = read_json(item.stamp(root))
+    # Of a folder that was copied from a seed, no archive's checksum is known.
+    same = stamp.get("archive") == item.archive
+    if item.sha256 and not stamp.get("seed"):
+        same = stamp.get("sha256") == item.sha256.lower()
+    return same and verify(item, os.path.join(root, item.home)) is None
+
+
+def measure(folder: str) -> dict[str, int]:
+    """Number and bytes of the regular files below `folder`, its stamp aside."""
+    found = {"files": 0, "unpacked_bytes": 0}
+    for path, _folders, files in os.walk(folder):
+        for name in files:
+            about = os.lstat(os.path.join(path, name))
+            if stat.S_ISREG(about.st_mode) and (path, name) != (folder, STAMP):
+                found["files"] += 1
+                found["unpacked_bytes"] += about.st_size
+    return found
+
+
+def compare(found: dict[str, int], count: dict[str, int], source: str) -> None:
+    """Raise DatabundleError when on the disk are not as many files and bytes as came from the source."""
+    if found != count:
+        raise DatabundleError(f"{source}: unpacked {count}, but on the disk are {found}; nothing was put in place")
+
+
+def staging_of(root: str, url: str, items: list[Part]) -> str:
+    """Folder in which an archive is unpacked; the same for the same work, so that a later run finds it."""
+    work = json.dumps([url, sorted(item.member for item in items)])
+    return os.path.join(root, STAGING + hashlib.sha256(work.encode()).hexdigest()[:12])
+
+
+def put_in_place(new: str, final: str) -> None:
+    """Make folder `new` the folder `final` in one step; what was there before is then at `new`."""
+    os.makedirs(os.path.dirname(final), mode=0o755, exist_ok=True)
+    if not os.path.lexists(final):
+        os.rename(new, final)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(final), RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), final)

@@ -1,0 +1,318 @@
+# -*- coding: utf-8 -*-
+# Copyright: University of Melbourne Centre for Cancer Research
+# MIT License (see LICENSE or https://opensource.org/license/mit)
+"""Ranks spot pools by odds and cost, and picks the diversified set to launch from."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .estimate import (
+    ENOUGH,
+    Hazard,
+    Interval,
+    Work,
+    batch_odds,
+    cost_per_sample,
+    kaplan_meier,
+    prior,
+    wilson,
+)
+from .evidence import Evidence, Specs, architecture
+from .history import HOUR, History, Pool, quantiles, spans, windows_below
+from .log import SpotError, stamp
+
+FAMILIES = 3  # least number of instance families in the set
+ASSUMED_HOURS = 1.0  # of a sample when neither the user nor our own log says
+NO_CAP = (
+    "none: unset, the cap is the on-demand price; a lower one wins no capacity and only adds interruptions "
+    "(AWS advises against it)"
+)
+NO_CAPACITY = "price only: nothing here says how often machines are taken away; a price history cannot (interruption is about capacity)"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for. ``types`` empty: every type that meets ``vcpus``, ``memory_gib`` and ``disk_gb``."""
+
+    types: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    product: str = "Linux/UNIX"
+    architecture: str = "x86_64"  # PCGR's container image is built for it
+    vcpus: int = 0
+    memory_gib: float = 0
+    disk_gb: float = 0
+    sample_hours: float | None = None
+    work: Work = field(default_factory=lambda: Work(hours=ASSUMED_HOURS))  # its hours are replaced
+    target: float = 0.9  # odds from which a pool counts as feasible
+    days: float = 90
+    cap: float | None = None
+    set_types: int = 10
+
+
+@dataclass
+class Row:
+    """One pool. Prices are US dollars per hour over the window, odds are probabilities, intervals hold 90 %."""
+
+    pool: Pool
+    price: float
+    mean: float
+    p50: float
+    p95: float
+    changes: int
+    days: float
+    on_demand: float | None
+    share: float | None
+    interruption_class: str | None
+    score: int | None
+    own_hours: float
+    own_interruptions: int
+    hazard: Interval | None
+    uninterrupted: Interval | None
+    by_deadline: Interval | None
+    below_cap: Interval | None
+    windows: int
+    cost: Interval
+    rests_on: list[str]
+    feasible: bool | None
+
+    def as_json(self) -> dict[str, Any]:
+        found = {
+            **self.pool._asdict(),
+            "region": self.pool.region,
+            **{k: v for k, v in asdict(self).items() if k != "pool"},
+        }
+        return {k: v._asdict() if isinstance(v, Interval) else v for k, v in found.items()}
+
+
+@dataclass
+class Choice:
+    """Ranked rows, the recommended set, and what to say about both."""
+
+    rows: list[Row]
+    pools: list[Pool]
+    maximum_price: float | None
+    work: Work
+    sample_from: str
+    now: float
+    sources: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The choice as plain data."""
+        return {
+            "now": stamp(self.now),
+            "work": {**self.work._asdict(), "hours_from": self.sample_from},
+            "sources": self.sources,
+            "rows": [{"rank": rank, **row.as_json()} for rank, row in enumerate(self.rows, 1)],
+            "set": [{"type": pool.type, "zone": pool.zone, "zone_id": pool.zone_id} for pool in self.pools],
+            "maximum_price": self.maximum_price,
+            "maximum_price_because": NO_CAP if self.maximum_price is None else "as asked",
+            "notes": self.notes,
+        }
+
+
+def meets(wish: Wish, kind: str, specs: dict[str, Specs]) -> bool:
+    """Whether a type is among those wished for, or meets the requirements; one of unknown size meets none."""
+    known = specs.get(kind)
+    if (known.architecture if known else architecture(kind)) != wish.architecture:
+        return False
+    if wish.types and kind not in wish.types:
+        return False
+    if not (wish.vcpus or wish.memory_gib or wish.disk_gb):
+        return True
+    if known is None:
+        return False
+    return known.vcpus >= wish.vcpus and known.memory_gib >= wish.memory_gib and (known.disk_gb or 0) >= wish.disk_gb
+
+
+def choose(histories: list[History], evidence: Evidence, wish: Wish, now: float) -> Choice:
+    """Rank all pools that meet the wish and pick the set; ``SpotError`` when none does."""
+    work, sample_from = _work(evidence, wish)
+    spot_hours, losses = _own(evidence, None, None)
+    rows = []
+    for history in histories:
+        for index, pool in enumerate(history.pools):
+            if pool.product != wish.product or not meets(wish, pool.type, evidence.specs):
+                continue
+            if wish.regions and pool.region and pool.region not in wish.regions:
+                continue
+            row = _row(history, index, evidence, wish, work, now=now, prior_own=(spot_hours, losses))
+            if row is not None:
+                rows.append(row)
+    if not rows:
+        raise SpotError(_nothing(histories, wish))
+    rows.sort(key=lambda row: (row.feasible is False, row.cost.mean, -(row.score or 0)))
+    choice = Choice(rows, [], wish.cap, work, sample_from, now, evidence.sources)
+    _pick(choice, evidence, wish)
+    _notes(choice, evidence, wish)
+    return choice
+
+
+def _nothing(histories: list[History], wish: Wish) -> str:
+    pools = {pool for history in histories for pool in history.pools}
+    if not pools:
+        return "the price history is empty: no such type or product in these regions, or no price in the window"
+    for name, wanted, found in (
+        ("product", {wish.product}, {pool.product for pool in pools}),
+        ("type", set(wish.types), {pool.type for pool in pools}),
+        ("region", set(wish.regions), {pool.region for pool in pools}),
+    ):
+        if wanted and not wanted & found:
+            some = sorted(found)[:6]
+            return f"no price of {name} {', '.join(sorted(wanted))}; the history has {', '.join(some)}{', …' * (len(found) > 6)}"
+    if wish.vcpus or wish.memory_gib or wish.disk_gb:
+        return (
+            f"no type with {wish.vcpus} vCPUs, {wish.memory_gib:g} GiB and {wish.disk_gb:g} GB of local disk ({wish.architecture}) "
+            "is known in the history; sizes come from --types-file, --advisor or the API"
+        )
+    return f"no price of such a pool ({wish.architecture}) at that moment"
+
+
+def _work(evidence: Evidence, wish: Wish) -> tuple[Work, str]:
+    if wish.sample_hours:
+        return wish.work._replace(hours=wish.sample_hours), "given"
+    if evidence.sample_hours:
+        hours = statistics.median(evidence.sample_hours)
+        return wish.work._replace(hours=hours), f"median of {len(evidence.sample_hours)} samples in our own log"
+    return wish.work._replace(hours=ASSUMED_HOURS), "assumed"
+
+
+def _own(evidence: Evidence, kind: str | None, zone: str | None) -> tuple[float, int]:
+    """Hours and interruptions of our own spot machines, of one pool or of all."""
+    found = [
+        life
+        for life in evidence.lives
+        if life.market == "spot" and (kind is None or (life.type, life.zone) == (kind, zone))
+    ]
+    return sum(life.hours for life in found), sum(life.interrupted for life in found)
+
+
+def _row(
+    history: History,
+    index: int,
+    evidence: Evidence,
+    wish: Wish,
+    work: Work,
+    *,
+    now: float,
+    prior_own: tuple[float, int],
+) -> Row | None:
+    pool = history.pools[index]
+    time, price = history.series(index)
+    start = now - wish.days * 24 * HOUR
+    seconds, prices = spans(time, price, start, now)
+    if not len(prices):
+        return None
+    p50, p95 = quantiles(seconds, prices, 0.5, 0.95)
+    known = float(seconds.sum())
+    mean = float(seconds @ prices) / known if known else float(prices[-1])
+    region = pool.region or next(iter(wish.regions), "")
+    on_demand = evidence.on_demand.get((region, pool.type))
+    label = evidence.classes.get((region, pool.type))
+    score = evidence.scores.get(pool.zone_id or evidence.zones.get(pool.zone, ""), evidence.scores.get(region))
+    own_hours, own_losses = _own(evidence, pool.type, pool.zone)
+    hazard = prior(label, *prior_own)
+    rests_on = [f"price {known / HOUR / 24:.0f} d"]
+    if hazard is not None:
+        hazard = hazard.updated(own_losses, own_hours)
+        rests_on += [f"class {label}"] if label else ["all our machines"]
+    if own_hours:
+        rests_on.append(f"own {own_hours:.0f} h, {own_losses} lost")
+    if on_demand is None:
+        rests_on.append("no on-demand price")
+    uninterrupted = _survival(evidence, pool, hazard, own_losses, work.hours)
+    by_deadline = batch_odds(hazard, work) if hazard and work.deadline is not None else None
+    odds = by_deadline or uninterrupted
+    block = work.deadline or work.hours
+    stayed, windows = (
+        windows_below(time, price, wish.cap, block, start=start, now=now) if wish.cap is not None else (0, 0)
+    )
+    return Row(
+        pool._replace(zone_id=pool.zone_id or evidence.zones.get(pool.zone, "")),
+        float(prices[-1]), mean, p50, p95,
+        changes=len(prices) - 1,
+        days=known / HOUR / 24,
+        on_demand=on_demand,
+        share=float(prices[-1]) / on_demand if on_demand else None,
+        interruption_class=label,
+        score=score,
+        own_hours=own_hours,
+        own_interruptions=own_losses,
+        hazard=hazard.interval() if hazard else None,
+        uninterrupted=uninterrupted,
+        by_deadline=by_deadline,
+        below_cap=wilson(stayed, windows),
+        windows=windows,
+        cost=cost_per_sample(hazard, work, mean, on_demand, p95),
+        rests_on=rests_on,
+        feasible=None if odds is None else odds.mean >= wish.target,
+    )  # fmt: skip
+
+
+def _survival(evidence: Evidence, pool: Pool, hazard: Hazard | None, losses: int, hours: float) -> Interval | None:
+    if losses >= ENOUGH:
+        mine = [
+            life
+            for life in evidence.lives
+            if life.market == "spot" and (life.type, life.zone) == (pool.type, pool.zone)
+        ]
+        if max(life.hours for life in mine) >= hours:
+            return kaplan_meier([life.hours for life in mine], [life.interrupted for life in mine], hours)
+    return hazard.survival(hours) if hazard else None
+
+
+def _pick(choice: Choice, evidence: Evidence, wish: Wish) -> None:
+    """The set: whole types in order of rank, all their zones, until there are enough; the last ones make room for missing families.
+
+    A pool is left out only when on demand beats it: dearer than the cheapest on-demand price, and not safer.
+    """
+    demands = [row.on_demand for row in choice.rows if row.on_demand]
+    limit = min(demands) if demands else None
+    good = [row for row in choice.rows if limit is None or row.price < limit]
+    if wish.cap is not None:
+        good = [row for row in good if row.price <= wish.cap]
+    kinds = list(dict.fromkeys(row.pool.type for row in good))
+    chosen = kinds[: wish.set_types]
+    for kind in kinds[wish.set_types :]:
+        families = [one.partition(".")[0] for one in chosen]
+        if len(set(families)) >= min(FAMILIES, len(chosen)):
+            break
+        if kind.partition(".")[0] not in families:
+            double = max(index for index, family in enumerate(families) if families.count(family) > 1)
+            chosen[double : double + 1] = []
+            chosen.append(kind)
+    choice.pools = [row.pool for row in good if row.pool.type in chosen]
+
+
+def _notes(choice: Choice, evidence: Evidence, wish: Wish) -> None:
+    notes = choice.notes
+    if all(row.hazard is None for row in choice.rows):
+        notes.append(NO_CAPACITY)
+    families = {pool.family for pool in choice.pools}
+    if not choice.pools:
+        notes.append("no set: every pool costs more than on demand, or more than the cap")
+    elif len(families) < FAMILIES:
+        notes.append(
+            f"the set has {len(families)} of at least {FAMILIES} instance families: name more types, or requirements"
+        )
+    seen = {row.pool.zone for row in choice.rows}
+    empty = sorted(zone for zone in evidence.zones if zone not in seen)
+    if empty:
+        notes.append(f"no price in {', '.join(empty)}: these types are not offered there")
+    left = seen - {pool.zone for pool in choice.pools}
+    if choice.pools and left:
+        notes.append(f"not in the set: {', '.join(sorted(left))}, where on demand or the cap beats every pool")
+    if not evidence.on_demand:
+        notes.append(
+            "no on-demand price: shares of it, and costs after the last loss, are unknown (counted at the spot price)"
+        )
+    if choice.sample_from == "assumed":
+        notes.append(f"a sample is assumed to take {choice.work.hours:g} h; say --sample-hours")
+    if wish.cap is not None:
+        lost = sum(row.below_cap is not None and row.below_cap.mean < 1 for row in choice.rows)
+        notes.append(
+            f"the cap would have ended machines in {lost} of {len(choice.rows)} pools at times when no cap would have"
+        )

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: MIT
+"""Unpack a gzipped tar file while it arrives, so that a cut at any moment, of the process or the machine, costs little."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import mmap
+import multiprocessing
+import os
+import posixpath
+import struct
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import replace
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
+    BLOCK,
+    Download,
+    DownloadError,
+    Interrupted,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.gunzip import Gunzip, GzipError, Sha256
+
+LATEST, SYNCED = (".checkpoint-0", ".checkpoint-1"), ".checkpoint-on-disk"
+HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follows
+CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
+LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
+PROGRESS = ".databundle.progress"
+SYNC_SECONDS = 1.0  # between checkpoints that outlive a cut of the machine; few data are left to wait for at the end
+OTHERS = 8  # folders named when an archive does not hold what is wanted
+SLOTS = 3  # blocks of 1 MiB that are ready to be written
+SLOT_BYTES = BLOCK + Gunzip.STATE_BYTES + Sha256.STATE_BYTES  # what came, and the states behind it
+FORK = multiprocessing.get_context("fork")  # the other ways cannot find a module that Ansible has packed
+
+
+class UnpackError(Exception):
+    """The archive holds what must not be unpacked; the text is one line."""
+
+
+def safe_name(name: str) -> str | None:
+    """Normalised relative path of an archive member; None when it would leave the folder."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        return None
+    return posixpath.normpath(name)
+
+
+def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Connection) -> None:
+    """Fetch, hash and decompress an archive from `point` on, in a process of its own, where this does not hold up the writing.
+
+    Decompressed blocks go into `slots` in turn, each with the states that reading can go on with behind it. For each, `pipe` gets
+    its length and how many bytes of the archive are used up; then the SHA-256 of the archive, or the error that ended it all. It
+    gives back a message for each block that is used up.
+    """
+    start: int = point.get("consumed", 0)
+    sha256 = Sha256(point.get("sha256"))
+    begin, block = start, memoryview(b"")  # what is being decompressed, and where in the archive it begins
+    hashed = start
+
+    def hash_to(end: int) -> None:
+        nonlocal hashed
+        sha256.update(block[hashed - begin : end - begin])
+        hashed = end
+
+    def arriving() -> Iterator[memoryview]:
+        nonlocal begin, block
+        for come in download.blocks(start):
+            begin, block = begin + len(block), come
+            yield come
+            hash_to(begin + len(block))
+
+    try:
+        stream = Gunzip(arriving(), point.get("inflate"), start)
+        with memoryview(slots) as view:
+            for number in itertools.count():
+                if number >= SLOTS:
+                    pipe.recv_bytes()
+                place = number % SLOTS * SLOT_BYTES
+                length = stream.readinto(view[place : place + BLOCK])
+                if not length:
+                    break
+                hash_to(stream.consumed)
+                view[place + BLOCK : place + SLOT_BYTES] = stream.state + sha256.state
+                pipe.send((length, stream.consumed))
+        pipe.send(sha256.hexdigest())
+    except (DownloadError, GzipError) as error:
+        pipe.send(error)
+    except (EOFError, ConnectionError):  # nobody wants it any more
+        pass
+
+
+class Arrival:
+    """What an archive holds, decompressed and hashed while it arrives; a file for tarfile that can only be read forwards.
+
+    `point` is a checkpoint made of `state()` earlier, perhaps by a process that is no more. `position` counts the bytes given out,
+    `consumed` those of the archive that are behind them; `between` is called whenever `state()` can be asked. Raises DownloadError
+    and GzipError.
+    """
+
+    def __init__(self, download: Download, point: dict[str, Any]) -> None:
+        self.download = download
+        self.position: int = point.get("position", 0)
+        self.consumed: int = point.get("consumed", 0)
+        self.between: Callable[[], None] = lambda: None
+        self.sha256 = ""  # of the archive, at its end
+        self._number = 0
+        self._slots = mmap.mmap(-1, SLOTS * SLOT_BYTES)
+        self._view = memoryview(self._slots)
+        self._block = self._view[:0]
+        self._pipe, other = FORK.Pipe()
+        work = (download, point, self._slots, other)
+        self._fetcher = FORK.Process(target=self._fetch, args=(self._pipe, work), daemon=True)
+        self._fetcher.start()
+        other.close()
+
+    @staticmethod
+    def _fetch(ours: Connection, work: tuple[Any, ...]) -> None:
+        ours.close()  # else the end of the other process would not show
+        fetch(*work)
+
+    def take(self, size: int) -> memoryview:
+        """At most `size` of the next bytes, good until the next call; empty at the end."""
+        if not self._block and not self._next_block():
+            return self._block
+        part, self._block = self._block[:size], self._block[size:]
+        self.position += len(part)
+        return part
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes, fewer at the end."""
+        part = bytes(self.take(size))
+        while len(part) < size and (more := self.take(size - len(part))):
+            part += more
+        return part
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> int:
+        """Skip forwards; a cut file shows at the next read."""
+        while self.position < position and self.take(position - self.position):
+            pass
+        return self.position
+
+    def _next_block(self) -> bool:
+        """Give the used block back and wait for the next; False at the end."""
+        if self.sha256:
+            return False
+        if self._number:
+            self.between()
+            with suppress(ConnectionError):  # it has sent everything and is gone
+                self._pipe.send_bytes(b"")
+        try:
+            told = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise Interrupted(f"{self.download.url}: the process that fetches it was ended") from None
+        if isinstance(told, Exception):
+            raise told
+        if isinstance(told, str):
+            self.sha256 = told
+            return False
+        length, self.consumed = told
+        place = self._number % SLOTS * SLOT_BYTES
+        self._block = self._view[place : place + length]
+        self._number += 1
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """A checkpoint of this moment, which must be one between two blocks."""
+        place = (self._number - 1) % SLOTS * SLOT_BYTES + BLOCK
+        states = bytes(self._view[place : place + SLOT_BYTES - BLOCK])
+        numbers = {"position": self.position, "consumed": self.consumed}
+        return numbers | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
+
+    def finish(self) -> str:
+        """Read on to the end, whatever follows the tar file's own end; return the archive's SHA-256."""
+        while self.take(BLOCK):
+            pass
+        return self.sha256
+
+    def close(self) -> None:
+        """End the process that fetches."""
+        self._fetcher.kill()
+        self._fetcher.join()
+        self._pipe.close()
+
+
+class Checkpoints:
+    """Where the unpacking of an archive into `folder` can go on after a cut.
+
+    Of the process: two files by turns, so that one is whole, written over in place; a new file renamed over the old one would be
+    sent to the disk each time. Of the machine: one more, written less often and only after all data has reached the disk. Which of
+    them count is told by the system's boot id.
+    """
+
+    def __init__(self, folder: str, download: Download) -> None:
+        self.folder = folder
+        self.identity = {"url": download.url, "size": download.size, "tag": download.tag}
+        self.boot = boot_id()
+        self.interval = max(LEAST_BETWEEN, (download.size or 0) // CHECKPOINTS)
+        self._turns = itertools.cycle(LATEST)
+        self._syncer = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+        self._synced_at = time.monotonic()
+
+    def read(self) -> dict[str, Any]:
+        """The checkpoint to go on from; empty when there is none, or when the file at the address is another by now."""
+        points = [self._point(name) for name in (*LATEST, SYNCED)]
+        return max(points, key=lambda point: int(point.get("consumed", -1)))
+
+    def _point(self, name: str) -> dict[str, Any]:
+        """The checkpoint in a file; empty when it cannot be used."""
+        try:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                checksum, length = HEAD.unpack(file.read(HEAD.size))
+                record = file.read(length)
+        except (OSError, struct.error):
+            return {}
+        if zlib.crc32(record) != checksum:
+            return {}
+        text, _, states = record.partition(b"\n")
+        point: dict[str, Any] = json.loads(text)
+        known = self.identity["tag"] and point["identity"] == self.identity
+        if not known or (name != SYNCED and point["boot"] != self.boot):
+            return {}
+        return point | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
+
+    def write(self, point: dict[str, Any]) -> None:
+        """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
+        about = {key: value for key, value in point.items() if not isinstance(value, bytes)}
+        text = json.dumps({"identity": self.identity, "boot": self.boot, **about}).encode()
+        record = b"\n".join((text, point["inflate"] + point["sha256"]))
+        record = HEAD.pack(zlib.crc32(record), len(record)) + record
+        file = os.open(os.path.join(self.folder, next(self._turns)), os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.write(file, record)
+        finally:
+            os.close(file)
+        if self._syncing and self._syncing.done():
+            self._syncing.result()
+        if time.monotonic() - self._synced_at > SYNC_SECONDS and (not self._syncing or self._syncing.done()):
+            self._synced_at = time.monotonic()
+            self._syncing = self._syncer.submit(self._sync, record)
+
+    def finish(self) -> None:
+        """Wait for what is on its way to the disk."""
+        self._syncer.shutdown()
+
+    def _sync(self, record: bytes) -> None:
+        sync(self.folder)
+        replace(os.path.join(self.folder, SYNCED), record)
+        sync(self.folder)
+
+
+def sync(folder: str) -> None:
+    """Have everything of the folder's file system on the disk."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(handle) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), folder)
+    finally:
+        os.close(handle)
+
+
+def boot_id() -> str:
+    """Changes with each start of the system."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
+        return handle.read().strip()
+
+
+class Unpacker:
+    """Writes the members below the `wanted` paths into the folder of `checkpoints`; `count` counts files and bytes."""
+
+    def __init__(
+        self, arrival: Arrival, label: str, wanted: list[str], checkpoints: Checkpoints, progress: Progress
+    ) -> None:
+        self.arrival = arrival
+        self.progress = progress
+        self.wanted = wanted
+        self.checkpoints = checkpoints
+        self.folder = checkpoints.folder
+        self.url = arrival.download.url
+        self.count = {"files": 0, "unpacked_bytes": 0}
+        self.others: set[str] = set()  # where members lie that are not wanted, two folders deep
+        self._next = 0  # where in the tar file the next member begins
+        self._member: dict[str, Any] | None = None  # the file that is being written
+        self._saved_at = arrival.consumed
+        progress.begin(label, arrival.download.size, done=arrival.consumed)
+        arrival.between = self._save
+
+    def run(self, point: dict[str, Any]) -> None:
+        """Unpack all, from the checkpoint `point` on when it is not empty.
+
+        Every member is judged, also those that are not wanted: names must stay inside, only regular files, folders and
+        links to places further inside are accepted. Raises UnpackError.
+        """
+        if point:
+            self.count, self._next = point["count"], point["next"]
+            if point["member"]:
+                self._write(**point["member"])
+            self.arrival.seek(self._next)
+        source: Any = self.arrival  # all that reading forwards needs
+        with tarfile.TarFile(fileobj=source) as archive:
+            while member := archive.next():
+                archive.members = []  # type: ignore[attr-defined]  # nobody asks for them again
+                self._next = archive.offset
+                name = self._judge(member)
+                if any(name == path or name.startswith(path + "/") for path in self.wanted):
+                    self._extract(member, os.path.join(self.folder, name))
+                elif len(self.others) < OTHERS:
+                    self.others.add("/".join(name.split("/")[:2]))
+
+    def _judge(self, member: tarfile.TarInfo) -> str:
+        """The member's path inside the folder; raises UnpackError."""
+        name = safe_name(member.name)
+        if name is None:
+            raise UnpackError(f"{self.url}: refused, member {member.name!r} would be unpacked outside its folder")
+        if not (member.isreg() or member.isdir() or member.issym()):
+            raise UnpackError(
+                f"{self.url}: refused, member {member.name!r} is neither a file, a folder nor a symbolic link"
+            )
+        # A target that goes down only cannot lead outside, whatever links it passes through.
+        if member.issym() and safe_name(member.linkname) is None:
+            raise UnpackError(f"{self.url}: refused, link {member.name!r} leads to {member.linkname!r}")
+        return name
+
+    def _extract(self, member: tarfile.TarInfo, path: str) -> None:
+        """Write one member to `path`: own files, no special permissions, the archive's time of change."""
+        if member.isdir():
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            return
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        if os.path.lexists(path):  # written after the checkpoint that this run goes on from
+            os.unlink(path)
+        if member.issym():
+            os.symlink(member.linkname, path)
+            return
+        mode = 0o755 if member.mode & 0o100 else 0o644
+        self._write(path=path, size=member.size, done=0, mode=mode, changed=int(member.mtime))
+
+    def _write(self, path: str, size: int, done: int, mode: int, changed: int) -> None:
+        """Write what is left of a file of which `done` bytes are there."""
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
+        try:
+            if done:  # ext4 writes a file out at once, when it is closed, that was ever cut to nothing
+                os.ftruncate(file, done)
+                os.lseek(file, done, os.SEEK_SET)
+            while done < size:
+                self._member = {"path": path, "size": size, "done": done, "mode": mode, "changed": changed}
+                part = self.arrival.take(size - done)
+                if not part:
+                    raise GzipError("cut off: it ends in the midst of a file")
+                done += len(part)
+                while part:
+                    part = part[os.write(file, part) :]
+            os.utime(file, (changed, changed))
+        finally:
+            os.close(file)
+        self._member = None
+        self.count["files"] += 1
+        self.count["unpacked_bytes"] += size
+
+    def _save(self) -> None:
+        """Between two blocks of the arrival, all before which is written."""
+        self.progress.came(self.arrival.consumed - self.progress.done)
+        if self.arrival.consumed - self._saved_at < self.checkpoints.interval:
+            return
+        if not self._member and self.arrival.position > self._next:
+            return  # in the midst of a member's header, of which the first half would be lost
+        self._saved_at = self.arrival.consumed
+        about = {"next": self._next, "member": self._member, "count": self.count}
+        self.checkpoints.write(self.arrival.state() | about)

@@ -1,0 +1,1 @@
+"""Submit samples and follow them."""

@@ -1,0 +1,101 @@
+"""Running the tool: a command in isolation, with its output in a file, a time limit, and an end when told to stop."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from umccr_pcgr.samples.model import StopReason
+
+BUNDLE, VEP, INPUTS, OUTPUTS = (
+    "/mnt/bundle",
+    "/mnt/.vep",
+    "/mnt/pcgr_inputs",
+    "/mnt/pcgr_outputs",
+)  # as PCGR documents them
+WORK_PREFIX = "attempt-"  # of folders in work_dir; the consumer wipes them when it starts
+LOOK_SECONDS = 0.2  # between looks at a running tool
+COMMAND_SECONDS = 120  # of one command other than a run; removing a busy container may take a while
+SAID = 300  # characters of a program's own complaint, which may come in several lines
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended: ``code`` is the exit code, ``stopped`` why it was killed by us, ``overtime`` that its time was up."""
+
+    code: int
+    stopped: str | None = None
+    overtime: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: where the files are on this machine, and the tool's command as seen inside.
+
+    `outputs` and `log` lie in a folder of the attempt's own, in which a runtime may leave more; the caller wipes it.
+    """
+
+    attempt: str
+    argv: Sequence[str]
+    inputs: Path
+    outputs: Path
+    log: Path
+
+
+class Runtime(Protocol):
+    """What can run the tool."""
+
+    def check(self) -> None:
+        """Transient unless a run could start now."""
+
+    def clear(self) -> list[str]:
+        """Kill what earlier attempts on this machine left running; returns their names, ``pcgr-<attempt>``."""
+
+    def run(self, job: Job, timeout: float, stop: StopReason) -> Run:
+        """Run to the end, or for `timeout` seconds, or until `stop` gives a reason; nothing of it runs afterwards."""
+
+
+def supervise(
+    argv: Sequence[str],
+    log: Path,
+    timeout: float,
+    stop: StopReason,
+    kill: Callable[[subprocess.Popen[bytes]], None],
+    *,
+    env: Mapping[str, str] | None = None,
+) -> Run:
+    """Run `argv` with both outputs in `log`; `kill` must end it, and whatever else belongs to it."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
+        )
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            try:
+                return Run(process.wait(LOOK_SECONDS), stopped=stop())
+            except subprocess.TimeoutExpired:
+                pass
+            if reason := stop():
+                return Run(-1, stopped=reason)
+            if time.monotonic() > deadline:
+                return Run(-1, overtime=True)
+    finally:
+        if process.poll() is None:
+            kill(process)
+            process.wait()
+
+
+def log_tail(path: Path, lines: int = 40, width: int = 500) -> tuple[str, ...]:
+    """The last `lines` lines of a log, each cut at `width` characters; empty when there is no log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - lines * width * 4))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ()
+    return tuple(line[:width] for line in text.splitlines()[-lines:])

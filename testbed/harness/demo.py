@@ -1,0 +1,190 @@
+"""The whole road on one machine: a region starts, a playbook makes a machine in it, a tarball becomes a report.
+
+Exit codes: 0 the report is there and nothing was left behind, 1 a step failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+try:
+    import boto3
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness import region as harness
+except ImportError as error:
+    sys.exit(f"demo: {error}; run `make` first, then `. .venv/bin/activate`")
+
+EXAMPLE = harness.ROOT / "examples/demo-000001-somatic.tar.gz"
+NAME = "pcgr-demo"
+IDLE_SECONDS = 5  # a real queue waits longer; here nobody sends a second sample
+RESULT_SECONDS = 600  # for one sample; the example takes about half a minute without KVM
+
+
+class Steps:
+    """Shows the steps as they run and keeps their seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: list[tuple[str, float]] = []
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[harness.Progress]:
+        """One step: a live line on a terminal, a line at its start and end elsewhere."""
+        start = time.monotonic()
+        number = len(self.seconds) + 1
+        with self.console.status(f"[bold]{number}. {title}[/]") as status:
+            if not self.console.is_terminal:
+                self.console.print(f"{number}. {title} ...")
+
+            def progress(text: str) -> None:
+                took = time.monotonic() - start
+                status.update(f"[bold]{number}. {title}[/] [dim]{took:4.0f} s  {text[:90]}[/]")
+
+            yield progress
+        self.seconds.append((title, time.monotonic() - start))
+        self.console.print(f"[green]✔[/] {number}. {title} [dim]{self.seconds[-1][1]:.0f} s[/]")
+
+    def table(self) -> Table:
+        table = Table("step", "seconds", show_footer=True)
+        table.columns[0].footer = "total"
+        table.columns[1].footer = f"{sum(seconds for _, seconds in self.seconds):.0f}"
+        table.columns[1].justify = "right"
+        for title, seconds in self.seconds:
+            table.add_row(title, f"{seconds:.0f}")
+        return table
+
+
+def wait_until_ended(session: boto3.Session, progress: harness.Progress, limit: float) -> None:
+    """Wait until every instance of the region has terminated itself, `limit` seconds at most."""
+    ec2 = session.client("ec2")
+    end = time.monotonic() + limit
+    while True:
+        states = {
+            instance["InstanceId"]: instance["State"]["Name"]
+            for reservation in ec2.describe_instances()["Reservations"]
+            for instance in reservation["Instances"]
+        }
+        if set(states.values()) <= {"terminated"}:
+            return
+        progress(", ".join(f"{name} {state}" for name, state in states.items()))
+        if time.monotonic() > end:
+            raise harness.StepFailed(f"still there after {limit:.0f} s: {states}")
+        time.sleep(1)
+
+
+def leftover_messages(session: boto3.Session) -> dict[str, int]:
+    """Messages by queue that are still in the region, in flight or not."""
+    sqs = session.client("sqs")
+    left = {}
+    for url in sqs.list_queues().get("QueueUrls", []):
+        counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        if count := sum(int(value) for key, value in counts.items() if key.startswith("ApproximateNumberOfMessages")):
+            left[url.rpartition("/")[2]] = count
+    return left
+
+
+def leftover_processes(directory: Path) -> list[str]:
+    """Command lines of processes that still name the region's folder."""
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(directory) in text:
+            found.append(text[:120])
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", type=Path, default=EXAMPLE, help="a sample tarball or a VCF (default: the example)")
+    parser.add_argument("--cna", type=Path, help="allele-specific copy-number table for a VCF")
+    parser.add_argument("--out", type=Path, default=harness.ROOT / "demo", help="report, log and throwaway key go here")
+    parser.add_argument("--assembly", choices=["grch37", "grch38"], default="grch38")
+    arguments = parser.parse_args()
+    for file in filter(None, (arguments.input, arguments.cna)):
+        if not file.is_file():
+            parser.error(f"{file}: no such file")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    log = arguments.out / "demo.log"
+    log.unlink(missing_ok=True)
+    console = Console(highlight=False)
+    console.print(f"Every detail goes to [bold]{log}[/]", soft_wrap=True)
+    steps = Steps(console)
+    try:
+        report = walk(arguments, log, steps)
+    except harness.StepFailed as error:
+        console.print(f"[red]✘[/] {error}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("[red]✘[/] interrupted; the region and its machines have ended")
+        return 130
+    console.print(steps.table())
+    console.print(f"Report: [bold]{report}[/]", soft_wrap=True)
+    return 0
+
+
+def walk(arguments: argparse.Namespace, log: Path, steps: Steps) -> Path:
+    """The road, step by step; returns the report's path."""
+    directory = arguments.out / "region"
+    with steps.step("make images ready (built once, then cached)") as progress:
+        harness.prepare_images(log, progress)
+        key = harness.make_key(arguments.out / "key")
+    with ExitStack() as stack:
+        with steps.step("start a region"):
+            environment = stack.enter_context(harness.region(directory, log))
+            os.environ.update(environment)
+            session = boto3.Session()
+        variables = harness.region_variables(environment, key) | {
+            "aws_name": NAME,
+            "aws_bucket": NAME,
+            "pcgr_assemblies": [arguments.assembly],
+            "consumer_idle_seconds": IDLE_SECONDS,
+        }
+        with steps.step("launch a machine and provision it (playbooks/aws.yml)") as progress:
+            for count, task in enumerate(harness.playbook("aws.yml", variables, environment, log), 1):
+                progress(f"task {count}: {task}")
+        with steps.step("put the sample in the bucket and wait for the result") as progress:
+            result = submit(arguments, environment, log, progress)
+        with steps.step("the machine ends itself") as progress:
+            wait_until_ended(session, progress, limit=IDLE_SECONDS + 180)
+        if left := leftover_messages(session):
+            raise harness.StepFailed(f"messages left in the region's queues: {left}")
+        with steps.step("end the region"):
+            stack.close()
+    if processes := leftover_processes(directory):
+        raise harness.StepFailed(f"processes left of the region: {processes}")
+    return result
+
+
+def submit(arguments: argparse.Namespace, environment: dict[str, str], log: Path, progress: harness.Progress) -> Path:
+    """Send the sample by scripts/submit, wait, unpack the result; returns the HTML report's path."""
+    command: list[str | Path] = [sys.executable, harness.ROOT / "scripts/submit", "--bucket", NAME, "--wait", "--force"]
+    command += ["--timeout", str(RESULT_SECONDS), "--out", arguments.out]
+    if not arguments.input.name.endswith(".tar.gz"):
+        command += ["--assembly", arguments.assembly]
+    command += ["--cna", arguments.cna] if arguments.cna else []
+    for line in harness.follow([*command, arguments.input], log, what="reporting the sample", env=environment):
+        progress(line)
+    result = max(arguments.out.glob("*-output.tar.gz"), key=lambda path: path.stat().st_mtime)
+    with tarfile.open(result) as archive:
+        archive.extractall(arguments.out, filter="data")
+    folder: Path = arguments.out / result.name.removesuffix("-output.tar.gz")
+    reports = sorted(folder.glob("*.html"))
+    if not reports:
+        raise harness.StepFailed(f"{result} holds no HTML report")
+    return reports[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,382 @@
+"""The machines of the region: one thread compares what the API's books say with the virtual machines, and acts."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_block_store import Snapshot, Volume
+
+from localcloud import metadata
+from localcloud.hypervisor import Pair
+from localcloud.identity import Identities
+from localcloud.moto_hooks import EC2Backend, Instance
+from localcloud.qemu import Machine, MachineError, Spec
+from localcloud.settings import ACCOUNT, SSH_PORT, Settings
+from localcloud.volumes import Disks
+
+TICK = 0.5  # seconds between looks when nobody wakes the thread; the precision of all times here
+CONSOLE_BYTES = 65536  # what GetConsoleOutput returns at most (EC2 API reference)
+SPOT_END = ("Server.SpotInstanceTermination", "Spot instance termination")
+GUEST_END = ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
+HOST_END = ("Server.InternalError", "Internal error")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Notice:
+    """An announced spot interruption: what the metadata service shows, and when it happens (time.monotonic())."""
+
+    action: Mapping[str, str]
+    at: float
+
+
+class Region:
+    """Machines, their metadata services and their disks; the ``World`` of the API.
+
+    ``sockets`` is a folder with a short path, ``network`` the third number of the public addresses 127.100.n.x, and
+    ``accelerator`` QEMU's arguments for accelerator and CPU.
+    """
+
+    def __init__(self, settings: Settings, sockets: Path, network: int, accelerator: Sequence[str]) -> None:
+        self.lock: AbstractContextManager[bool] = threading.RLock()
+        self.disks = Disks(settings.state)
+        self._settings = settings
+        self._sockets = sockets
+        self._accelerator = accelerator
+        self._addresses = (f"127.100.{network}.{1 + number % 254}" for number in count())
+        self._machines: dict[str, Machine] = {}
+        self._services: dict[str, metadata.Server] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._copying: list[str] = []
+        self._at_reboot: dict[str, Sequence[Pair]] = {}
+        self._notices: dict[str, Notice] = {}
+        self._rebalance: dict[str, str] = {}
+        self._identities = Identities()
+        self._woken = threading.Event()
+        self._ending = False
+
+    # The World of the API
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def public_address(self) -> str:
+        with self.lock:
+            used = {nic.public_ip for backend in self._backends() for nic in list(backend.enis.values())}
+            return next(address for address in self._addresses if address not in used and _is_free(address))
+
+    def has_machine(self, instance_id: str) -> bool:
+        return instance_id in self._machines
+
+    def guest_seen(self, instance_id: str) -> bool:
+        machine = self._machines.get(instance_id)
+        return machine is not None and machine.seen
+
+    def console(self, instance_id: str) -> bytes:
+        path = self._folder(instance_id) / "console.log"
+        return path.read_bytes()[-CONSOLE_BYTES:] if path.exists() else b""
+
+    def resize(self, volume: Volume) -> None:
+        if machine := self._machine_of(volume):
+            machine.resize(volume.id, volume.size)
+        else:
+            self.disks.resize_volume(volume.id, volume.size)
+
+    def discard(self, volume: Volume) -> None:
+        if volume.id not in self._copying:
+            self.disks.delete_volume(volume.id)
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        for volume, snapshot in pairs:
+            if volume.attachment and self.has_machine(volume.attachment.instance_id):
+                self.disks.open_backup(volume.id, snapshot.id, volume.size)
+
+    def take(self, pairs: Sequence[Pair]) -> None:
+        live: dict[str, dict[str, tuple[str, Path]]] = {}
+        for volume, snapshot in pairs:
+            if self._machine_of(volume) and volume.attachment:
+                target = self.disks.snapshot(snapshot.id)
+                if not target.exists():  # the machine came up after prepare
+                    self.disks.open_backup(volume.id, snapshot.id, volume.size)
+                live.setdefault(volume.attachment.instance_id, {})[volume.id] = (snapshot.id, target)
+                self._snapshots[snapshot.id] = snapshot
+            else:
+                self._copying.append(volume.id)
+                threading.Thread(target=self._copy, args=(volume, snapshot), daemon=True).start()
+        for instance_id, targets in live.items():
+            try:
+                self._machines[instance_id].back_up(targets)
+            except MachineError:
+                log.exception("%s", instance_id)
+                for snapshot_id, _ in targets.values():
+                    self._snapshots.pop(snapshot_id).status = "error"
+
+    def _copy(self, volume: Volume, snapshot: Snapshot) -> None:
+        """Copy a volume that no machine has; none gets it before this has ended."""
+        try:
+            self.disks.snapshot_volume(volume.id, snapshot.id)
+            snapshot.status = "completed"
+        except OSError:
+            log.exception("%s", snapshot.id)
+            snapshot.status = "error"
+        with self.lock:
+            self._copying.remove(volume.id)
+            if volume.id not in volume.ec2_backend.volumes:
+                self.discard(volume)
+        self.wake()
+
+    def take_at_reboot(self, instance: Any, pairs: Sequence[Pair]) -> None:
+        self._at_reboot[instance.id] = [*self._at_reboot.get(instance.id, ()), *pairs]
+        instance.reboot()
+
+    # What the command line can do besides the API
+
+    def interrupt(self, instance_id: str, seconds: float) -> str:
+        """Announce the interruption of a spot instance and end it after ``seconds``; returns the time, ISO 8601 UTC."""
+        instance = self._running(instance_id)
+        if instance.lifecycle != "spot":
+            raise ValueError(f"{instance_id}: found an on-demand instance, only spot instances are interrupted")
+        when = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._notices[instance_id] = Notice({"action": "terminate", "time": when}, time.monotonic() + seconds)
+        return when
+
+    def rebalance(self, instance_id: str) -> str:
+        """Recommend to the instance to move; returns the time of the notice."""
+        self._running(instance_id)
+        self._rebalance[instance_id] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return self._rebalance[instance_id]
+
+    def _running(self, instance_id: str) -> Instance:
+        for _, instance in self._instances():
+            if instance.id == instance_id and instance.state == "running":
+                return instance
+        raise ValueError(f"{instance_id}: found no running instance of this id")
+
+    # The thread
+
+    def run(self) -> None:
+        """Compare and act until ``end``; the virtual machines end with the thread that runs this."""
+        while not self._ending:
+            with self.lock:
+                for backend, instance in self._instances():
+                    self._safely(instance.id, partial(self._settle, backend, instance))
+                self._safely("images", self._settle_images)
+            self._woken.wait(TICK)
+            self._woken.clear()
+        with self.lock:
+            for instance_id in list(self._machines):
+                self._machines[instance_id].kill()
+                self._drop(instance_id)
+
+    def end(self) -> None:
+        self._ending = True
+        self._woken.set()
+
+    @staticmethod
+    def _safely(name: str, action: Callable[[], None]) -> None:
+        """Whatever is wrong with one instance must not end the thread, and with it all machines."""
+        try:
+            action()
+        except Exception:
+            log.exception("%s", name)
+
+    def _settle(self, backend: EC2Backend, instance: Instance) -> None:
+        machine = self._machines.get(instance.id)
+        if machine:
+            self._collect(machine)
+        if instance.state == "pending":
+            self._start(backend, instance)
+        elif instance.state == "running" and machine:
+            self._keep(backend, instance, machine)
+        elif instance.state in ("stopping", "shutting-down"):
+            self._end(backend, instance, machine)
+
+    def _start(self, backend: EC2Backend, instance: Instance) -> None:
+        if any(volume.id in self._copying for volume in self._volumes(backend, instance)):
+            return
+        folder = self._folder(instance.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        devices = sorted(instance.get_block_device_mapping, key=lambda pair: pair[0] != instance.root_device_name)
+        vcpus, memory = _shape(backend, instance.instance_type)
+        spec = Spec(
+            instance_id=instance.id,
+            product=instance.instance_type,
+            vcpus=min(vcpus, self._settings.vcpus),
+            memory_mib=min(memory, self._settings.memory_mib),
+            mac=instance.nics[0].mac_address,
+            accelerator=self._accelerator,
+            disks={block.volume_id: self.disks.volume(block.volume_id) for _, block in devices},
+            control_socket=self._sockets / f"{instance.id}.qmp",
+            metadata_socket=self._sockets / f"{instance.id}.imds",
+            console=folder / "console.log",
+            log=folder / "qemu.log",
+            public_ip=instance.public_ip,
+        )
+        try:
+            self._services[instance.id] = metadata.serve(spec.metadata_socket, lambda: self._view(backend, instance))
+            self._machines[instance.id] = Machine.launch(spec)
+        except (MachineError, OSError) as error:
+            log.error("%s", error)  # noqa: TRY400 - one line says it all
+            self._drop(instance.id)
+            instance.become("shutting-down", (HOST_END[0], "Internal error on launch"))
+            return
+        for volume in self._volumes(backend, instance):
+            if volume.attachment:
+                volume.attachment.status = "attached"
+        instance.become("running")
+        log.info("%s: running, ssh at %s", instance.id, instance.public_ip)
+
+    def _keep(self, backend: EC2Backend, instance: Instance, machine: Machine) -> None:
+        status = machine.status()
+        notice = self._notices.get(instance.id)
+        if status == "gone":
+            self._drop(instance.id)
+            instance.become("stopping", HOST_END)
+        elif instance.reboot_requested:
+            if machine.going_down(self._settings.stop_seconds):
+                self._reboot(instance, machine)
+        elif status == "shutdown":
+            ends = instance.instance_initiated_shutdown_behavior == "terminate"
+            instance.become("shutting-down" if ends else "stopping", GUEST_END)
+        elif notice and time.monotonic() >= notice.at:
+            instance.become("shutting-down", SPOT_END)
+        else:
+            self._settle_devices(backend, instance, machine)
+            if instance.public_ip != machine.public_ip:  # an elastic address came or went
+                machine.forward(instance.public_ip)
+            return
+        self.wake()
+
+    def _reboot(self, instance: Instance, machine: Machine) -> None:
+        if pairs := self._at_reboot.pop(instance.id, None):
+            self.take(pairs)
+        machine.reset()
+        instance.reboot_requested = False
+
+    def _end(self, backend: EC2Backend, instance: Instance, machine: Machine | None) -> None:
+        stops = instance.state == "stopping"
+        if machine:
+            if not machine.going_down(self._settings.stop_seconds if stops else self._settings.terminate_seconds):
+                return
+            if pairs := self._at_reboot.pop(instance.id, None):
+                self.take(pairs)
+            if machine.backups and machine.status() != "gone":
+                machine.pause()  # a snapshot in the making is finished first
+                return
+            machine.quit()
+            self._drop(instance.id)
+            for volume in self._volumes(backend, instance):
+                if volume.attachment and volume.attachment.status == "detaching":
+                    backend.finish_detach(volume)
+        if stops:
+            instance.finish_stop()
+        else:
+            instance.finish_terminate()
+        instance.reboot_requested = False
+        log.info("%s: %s (%s)", instance.id, instance.state, instance.state_reason.message)
+
+    def _drop(self, instance_id: str) -> None:
+        """Forget a machine that has ended."""
+        machine = self._machines.pop(instance_id, None)
+        for snapshot_id in machine.backups if machine else ():
+            self._snapshots.pop(snapshot_id).status = "error"
+        if service := self._services.pop(instance_id, None):
+            service.close()
+        self._notices.pop(instance_id, None)
+        self._rebalance.pop(instance_id, None)
+        (self._sockets / f"{instance_id}.qmp").unlink(missing_ok=True)
+
+    def _collect(self, machine: Machine) -> None:
+        if machine.status() == "gone":
+            return
+        for snapshot_id, error in machine.finished_backups().items():
+            snapshot = self._snapshots.pop(snapshot_id)
+            if error:
+                log.error("%s: %s", snapshot_id, error)
+                snapshot.status = "error"
+            elif self.disks.snapshot(snapshot_id).exists():  # it may have been deleted in the meantime
+                self.disks.seal(snapshot_id)
+                snapshot.status = "completed"
+
+    def _settle_devices(self, backend: EC2Backend, instance: Instance, machine: Machine) -> None:
+        moving = [volume for volume in self._volumes(backend, instance) if volume.attachment.status != "attached"]  # type: ignore[union-attr]
+        for volume in moving:
+            if volume.id in self._copying:
+                continue
+            if volume.attachment and volume.attachment.status == "attaching":
+                if volume.id not in machine.plugged():
+                    machine.plug(volume.id, self.disks.volume(volume.id))
+                volume.attachment.status = "attached"
+            elif machine.unplug(volume.id):
+                backend.finish_detach(volume)
+
+    def _settle_images(self) -> None:
+        for backend in self._backends():
+            for image in list(backend.amis.values()):
+                if image.state == "pending":
+                    states = {backend.snapshots[key].status for key in image.snapshot_ids if key in backend.snapshots}  # type: ignore[attr-defined]
+                    if states <= {"completed"}:
+                        image.state = "available"
+                    elif "error" in states:
+                        image.state = "failed"
+
+    def _view(self, backend: EC2Backend, instance: Instance) -> metadata.InstanceView:
+        if machine := self._machines.get(instance.id):
+            machine.seen = True
+        notice = self._notices.get(instance.id)
+        return self._identities.view(
+            backend, instance, notice.action if notice else None, self._rebalance.get(instance.id)
+        )
+
+    # Small things
+
+    def _folder(self, instance_id: str) -> Path:
+        return self._settings.state / "instances" / instance_id
+
+    def _machine_of(self, volume: Volume) -> Machine | None:
+        """The machine that has the volume's file open."""
+        machine = self._machines.get(volume.attachment.instance_id) if volume.attachment else None
+        return machine if machine and machine.status() != "gone" and volume.id in machine.plugged() else None
+
+    @staticmethod
+    def _volumes(backend: EC2Backend, instance: Instance) -> list[Volume]:
+        return [backend.volumes[block.volume_id] for _, block in instance.get_block_device_mapping]
+
+    @staticmethod
+    def _backends() -> list[EC2Backend]:
+        return list(ec2_backends[ACCOUNT].values())  # type: ignore[arg-type]
+
+    def _instances(self) -> Iterator[tuple[EC2Backend, Instance]]:
+        for backend in self._backends():
+            for instance in backend.all_instances():
+                yield backend, instance  # type: ignore[misc]
+
+
+def _shape(backend: EC2Backend, instance_type: str) -> tuple[int, int]:
+    """vCPUs and MiB of memory of an instance type."""
+    found = backend.describe_instance_types([instance_type])[0]
+    return int(found["VCpuInfo"]["DefaultVCpus"]), int(found["MemoryInfo"]["SizeInMiB"])
+
+
+def _is_free(address: str) -> bool:
+    """Whether nothing listens at the SSH port of ``address``, such as a machine that someone else left behind."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not count
+        try:
+            probe.bind((address, SSH_PORT))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,77 @@
+"""Where the local region keeps its files and how much of the machine it may use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ACCOUNT = "123456789012"  # moto's account for every access key that it did not issue itself
+DEBIAN_ACCOUNT = "136693071363"  # owner of Debian's images on AWS (wiki.debian.org/Cloud/AmazonEC2Image)
+SSH_PORT = 2222  # ports below 1024 need root
+HOST_FROM_GUEST = "169.254.0.2"  # QEMU's user network maps it to this machine's loopback
+GIB = 1 << 30
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; one line naming it, what was found and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``state`` (folder of one region), ``cache`` (images), ``disk`` (raw disk in place of the base image, if any), the name
+    of the region, limits of one virtual machine and the seconds a guest gets to shut down before its power is cut."""
+
+    state: Path
+    cache: Path
+    disk: Path | None
+    region: str
+    vcpus: int
+    memory_mib: int
+    stop_seconds: int
+    terminate_seconds: int
+
+    @property
+    def record(self) -> Path:
+        """File with the running region's ports, as JSON."""
+        return self.state / "region.json"
+
+    @property
+    def lock(self) -> Path:
+        """File that the running region holds locked: the kernel frees it whatever way the region ends."""
+        return self.state / "lock"
+
+    @property
+    def log(self) -> Path:
+        return self.state / "region.log"
+
+
+def load() -> Settings:
+    """Settings from the environment; raises SettingError."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Settings(
+        state=Path(os.environ.get("LOCALCLOUD_DIR") or Path(__file__).resolve().parents[2] / ".localcloud").absolute(),
+        cache=Path(cache).absolute() / "umccr.pcgr",
+        disk=_file("LOCALCLOUD_DISK"),
+        region=os.environ.get("LOCALCLOUD_REGION") or "ap-southeast-2",
+        vcpus=_number("LOCALCLOUD_VCPUS", 2),
+        memory_mib=_number("LOCALCLOUD_MEMORY_MIB", 2048),
+        stop_seconds=_number("LOCALCLOUD_STOP_SECONDS", 60),
+        terminate_seconds=_number("LOCALCLOUD_TERMINATE_SECONDS", 20),
+    )
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingError(f"{name}: found {text!r}, allowed is a whole number from 1")
+    return int(text)
+
+
+def _file(name: str) -> Path | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not Path(text).is_file():
+        raise SettingError(f"{name}: found no file {text}")
+    return Path(text).absolute()

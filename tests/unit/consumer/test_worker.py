@@ -1,0 +1,174 @@
+"""The whole road of a sample through both backends with the scripted tool: what comes out, what is left, what is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from umccr_pcgr.consumer.spool import SpoolQueue
+
+
+def test_a_good_sample_comes_back(world: Any, make: Any) -> None:
+    data = make.tarball(make.files(s__toml=b'[pcgr]\ntumor_dp_tag = "TDP"\n', s__cna__tsv=b"Chromosome\n"))
+    running: list[bytes | None] = []
+    world.runtime.on_run = lambda job: running.append(world.read("in/demo-000001-somatic-running.json"))
+    world.put(data)
+
+    assert world.settle() == ["done"]
+
+    result = world.result()
+    assert list(result)[:2] == ["provenance.json", "pcgr.log"]
+    assert list(result)[2:] == sorted(result.keys() - {"provenance.json", "pcgr.log"})
+    assert "demo-000001-somatic.pcgr.grch38.html" in result
+    assert b"Finished PCGR!" in result["pcgr.log"]
+    told = json.loads(result["provenance.json"])
+    assert list(told) == [
+        *("sample", "input", "release", "image", "bundle", "vep", "command", "consumer_version", "attempt", "host"),
+        *("started", "finished", "seconds"),
+    ]
+    assert told["sample"] == "demo-000001-somatic"
+    assert told["input"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert told["input"]["bytes"] == len(data)
+    assert told["input"]["key"] == make.KEY
+    assert told["command"][0] == "pcgr"
+    assert told["bundle"] == {"date": "20260620"}
+    assert told["image"] == {"kind": "docker", "reference": "umccr/pcgr-rehearsal:2.3.2", "id": "sha256:" + "0" * 64}
+    assert told["started"] < told["finished"]
+    note = json.loads(running[0] or b"")
+    assert (note["sample"], note["attempt"]) == ("demo-000001-somatic", told["attempt"])
+    assert world.clean()
+    assert world.report() is None
+    assert (world.settings.state_dir / "processed-samples").is_file()
+
+
+def test_a_normal_goes_to_cpsr(world: Any, make: Any) -> None:
+    key = "in/demo-000001-normal.tar.gz"
+    world.put(make.tarball(), key)
+    assert world.settle() == ["done"]
+    assert "demo-000001-normal.cpsr.grch38.html" in world.result(key)
+
+
+def test_the_sample_chooses_the_assembly(world: Any, make: Any) -> None:
+    world.put(make.tarball(make.files(make.vcf(assembly="grch37"), s__toml=b'genome_assembly = "grch37"\n')))
+    assert world.settle() == ["done"]
+    assert "demo-000001-somatic.pcgr.grch37.html" in world.result()
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("lies", "no closing line 'Finished PCGR!', no demo-000001-somatic.pcgr.grch38.conf.yaml"),
+        ("silent", "pcgr failed: no closing line 'Finished PCGR!'; last line: pcgr starts"),
+        ("boasts", "pcgr failed: no demo-000001-somatic.pcgr.grch38.conf.yaml"),
+        ("refuses", "exit code 1"),
+    ],
+)
+def test_success_is_looked_at(world: Any, make: Any, mode: str, said: str) -> None:
+    world.runtime.modes = [mode]
+    world.put(make.tarball())
+    assert world.settle() == ["failed"]
+    report = world.report()
+    assert said in report["reason"]
+    assert list(report) == [*("sample", "input", "reason", "stage", "attempt", "host", "time", "permanent", "log_tail")]
+    assert (report["stage"], report["permanent"], report["log_tail"][0]) == ("run", True, "pcgr starts")
+    assert world.result() is None
+    assert world.clean()
+    assert len(list(world.settings.log_dir.glob("demo-000001-somatic-*.log"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("release", "mode", "said"),
+    [
+        ("1.4.1", "old", None),
+        ("1.4.1", "good", "no demo-000001-somatic.pcgr_acmg.grch38.vcf.gz"),
+        ("1.0.3", "older", None),
+        ("1.0.3", "old", "no closing line 'pcgr-writer - INFO - Finished'"),
+        ("2.0.0", "old", "no demo-000001-somatic.pcgr.grch38.conf.yaml"),
+    ],
+)
+def test_what_success_looks_like_depends_on_the_release(
+    spool: Any, make: Any, release: str, mode: str, said: str | None
+) -> None:
+    spool.release = release
+    spool.runtime.modes = [mode]
+    spool.put(make.tarball())
+    assert spool.settle() == ["failed" if said else "done"]
+    if said:
+        assert said in spool.report()["reason"]
+
+
+def test_the_tool_may_not_run_for_ever(world: Any, make: Any) -> None:
+    world.runtime.modes = ["hang"]
+    world.put(make.tarball())
+    assert world.settle(timeout_seconds=0.3) == ["failed"]
+    assert "pcgr ran longer than 0.3 s" in world.report()["reason"]
+    assert world.runtime.processes[0].returncode == -9
+
+
+@pytest.mark.parametrize("mode", ["killed", "full"])
+def test_what_may_pass_is_tried_again(world: Any, make: Any, mode: str) -> None:
+    world.runtime.modes = [mode, "good"]
+    world.put(make.tarball())
+    assert world.settle() == ["later", "done"]
+    assert world.result()
+    assert world.report() is None
+
+
+def test_a_full_work_disk_is_noticed_before_the_fetch(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put(make.tarball())
+    context = world.context()
+    worker = world.worker()
+    monkeypatch.setattr(type(context.store), "fetch", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    assert worker.once() == "later"
+    assert world.queue().unfinished() == 1
+
+
+def test_the_last_try_leaves_its_reason_and_nothing_is_lost(world: Any, make: Any) -> None:
+    world.runtime.modes = ["killed"]
+    world.put(make.tarball())
+    ends = world.settle()
+    assert ends[:5] == ["later"] * 5
+    assert ends[5:] == (["failed"] if isinstance(world.queue(), SpoolQueue) else [])  # SQS buries its dead itself
+    report = world.report()
+    assert report["permanent"] is False
+    assert "killed by signal 9" in report["reason"]
+    assert len(world.dead()) == 1
+
+    # mended and sent again, it goes through, and the old report goes
+    world.runtime.modes = ["good"]
+    world.put(make.tarball())
+    assert world.settle() == ["done"]
+    assert world.result()
+    assert world.report() is None
+
+
+def test_the_queue_moves_on(world: Any, make: Any) -> None:
+    """A poison sample between good ones costs nobody else anything."""
+    keys = [f"in/demo-{number:06d}-somatic.tar.gz" for number in range(1, 4)]
+    for key, data in zip(keys, [make.tarball(), b"poison", make.tarball()], strict=True):
+        world.put(data, key)
+    assert sorted(end or "" for end in world.settle()) == ["done", "done", "failed"]
+    assert world.result(keys[0])
+    assert world.result(keys[2])
+    assert world.report(keys[1])["stage"] == "unpack"
+
+
+def test_the_same_input_gives_the_same_bytes_but_for_times(spool: Any, make: Any) -> None:
+    from umccr_pcgr.consumer.pack import pack
+    from umccr_pcgr.samples.clock import utc
+
+    (spool.folder / "o").mkdir()
+    for name in ("b", "a"):
+        (spool.folder / "o" / name).write_text(name)
+    (spool.folder / "o" / "link").symlink_to("/etc/passwd")
+    (spool.folder / "l").write_text("log")
+    moment = utc()
+    for target in ("1", "2"):
+        pack(spool.folder / target, "n", spool.folder / "o", spool.folder / "l", provenance={}, modified=moment)
+        (spool.folder / "o" / "a").touch()
+    assert (spool.folder / "1").read_bytes() == (spool.folder / "2").read_bytes()
+    assert b"passwd" not in (spool.folder / "1").read_bytes()

@@ -1,0 +1,256 @@
+"""Modules aws_owned_info, ec2_machine and bucket_events against a look-alike of AWS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from support.module_runner import load, run
+
+REGION = "ap-southeast-2"
+SUFFIXES = ["-somatic.tar.gz", "-normal.tar.gz"]
+
+
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_REGION": REGION,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setattr(load("modules.ec2_instance").time, "sleep", lambda _seconds: None)
+    with mock_aws():
+        yield
+
+
+def ec2() -> Any:
+    return boto3.client("ec2", region_name=REGION)
+
+
+def image() -> str:
+    found: str = ec2().describe_images()["Images"][0]["ImageId"]
+    return found
+
+
+def machine(**more: Any) -> dict[str, Any]:
+    return run(
+        "ec2_instance",
+        **({"name": "demo", "region": REGION, "image": image(), "instance_type": "m5.xlarge", "volume_gb": 20} | more),
+    )
+
+
+def instance(answer: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = ec2().describe_instances(InstanceIds=[answer["machine"]["id"]])["Reservations"][0][
+        "Instances"
+    ][0]
+    return found
+
+
+def test_machine_is_launched_once_and_found_again() -> None:
+    first = machine()
+    assert first["changed"] is True, first
+    second = machine()
+    assert second["changed"] is False
+    assert second["machine"] == first["machine"]
+
+
+def test_machine_ends_itself_and_guards_its_credentials() -> None:
+    found = machine(spot=True, volume_gb=50)
+    attribute = ec2().describe_instance_attribute(
+        InstanceId=found["machine"]["id"], Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert attribute["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
+    options = instance(found)["MetadataOptions"]
+    assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 1)
+    assert instance(found)["InstanceLifecycle"] == "spot"
+    assert found["machine"]["spot"] is True
+    volume = ec2().describe_volumes()["Volumes"][0]
+    assert (volume["Size"], volume["Encrypted"]) == (50, True)
+
+
+def test_data_volume_is_blank_or_of_a_snapshot_and_ends_with_the_machine() -> None:
+    assert machine(name="none")["machine"]["data_volume"] is None
+    blank = machine(name="blank", data_volume_gb=7)
+    (volume,) = ec2().describe_volumes(VolumeIds=[blank["machine"]["data_volume"]])["Volumes"]
+    assert (volume["Size"], volume["Encrypted"], volume["VolumeType"]) == (7, True, "gp3")
+    assert all(device["Ebs"]["DeleteOnTermination"] for device in instance(blank)["BlockDeviceMappings"])
+    assert machine(name="blank")["machine"] == blank["machine"]
+    snapshot = ec2().create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"]
+    filled = machine(name="filled", data_snapshot=snapshot)
+    (volume,) = ec2().describe_volumes(VolumeIds=[filled["machine"]["data_volume"]])["Volumes"]
+    assert (volume["Size"], volume["SnapshotId"]) == (7, snapshot)
+
+
+def test_on_demand_is_not_spot() -> None:
+    assert machine()["machine"]["spot"] is False
+
+
+def test_stopped_machine_is_started() -> None:
+    first = machine()
+    ec2().stop_instances(InstanceIds=[first["machine"]["id"]])
+    again = machine()
+    assert again["changed"] is True
+    assert again["machine"]["id"] == first["machine"]["id"]
+
+
+def test_ended_machine_is_replaced() -> None:
+    first = machine()
+    ec2().terminate_instances(InstanceIds=[first["machine"]["id"]])
+    assert machine()["machine"]["id"] != first["machine"]["id"]
+
+
+def test_machine_of_another_name_is_not_touched() -> None:
+    other = machine(name="other")
+    answer = machine(name="demo", state="absent")
+    assert answer["changed"] is False
+    assert instance(other)["State"]["Name"] == "running"
+    assert machine(name="other", state="absent")["ended"] == [other["machine"]["id"]]
+
+
+def test_two_machines_are_not_guessed_between() -> None:
+    first = machine()
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "umccr.pcgr", "Value": "demo"}]}]
+    ec2().run_instances(ImageId=image(), MinCount=1, MaxCount=1, TagSpecifications=tags)
+    answer = machine()
+    assert answer["failed"]
+    assert first["machine"]["id"] in answer["msg"]
+
+
+def test_check_mode_launches_nothing() -> None:
+    answer = machine(check=True)
+    assert answer["changed"] is True
+    assert ec2().describe_instances()["Reservations"] == []
+
+
+def test_unknown_image_is_one_line() -> None:
+    answer = machine(image="ami-00000000000000000")
+    assert answer["failed"]
+    assert "ami-00000000000000000" in answer["msg"]
+
+
+def owned(**more: Any) -> dict[str, Any]:
+    return run("aws_owned_info", **({"name": "demo", "region": REGION} | more))
+
+
+def test_nothing_is_there() -> None:
+    answer = owned(queues=["demo"], role="demo-machine", key_name="demo", security_group="demo")
+    assert answer["foreign"] == []
+    assert answer["bucket"] == f"pcgr-{answer['account']}-{REGION}"
+    assert not any(state["exists"] for group in answer["resources"].values() for state in group.values())
+
+
+@pytest.mark.parametrize("value", ["demo", "someone-else", None])
+def test_ours_and_others_are_told_apart(value: str | None) -> None:
+    tags = [{"Key": "umccr.pcgr", "Value": value}] if value else [{"Key": "Name", "Value": "demo"}]
+    plain = {tag["Key"]: tag["Value"] for tag in tags}
+    s3 = boto3.client("s3", region_name=REGION)
+    s3.create_bucket(Bucket="demo-bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
+    s3.put_bucket_tagging(Bucket="demo-bucket", Tagging={"TagSet": tags})
+    boto3.client("sqs", region_name=REGION).create_queue(QueueName="demo", tags=plain)
+    boto3.client("iam").create_role(RoleName="demo-machine", AssumeRolePolicyDocument="{}", Tags=tags)
+    for kind, make in {
+        "key-pair": lambda spec: ec2().create_key_pair(KeyName="demo", TagSpecifications=spec),
+        "security-group": lambda spec: ec2().create_security_group(
+            GroupName="demo", Description="x", TagSpecifications=spec
+        ),
+    }.items():
+        make([{"ResourceType": kind, "Tags": tags}])
+    answer = owned(bucket="demo-bucket", queues=["demo"], role="demo-machine", key_name="demo", security_group="demo")
+    states = [state for group in answer["resources"].values() for state in group.values()]
+    assert len(states) == 5
+    assert all(state["exists"] for state in states)
+    assert {state["ours"] for state in states} == {value == "demo"}
+    assert len(answer["foreign"]) == (0 if value == "demo" else 5)
+
+
+def test_bucket_with_a_hidden_version_is_not_empty() -> None:
+    s3 = boto3.client("s3", region_name=REGION)
+    s3.create_bucket(Bucket="demo-bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
+    assert owned(bucket="demo-bucket")["resources"]["bucket"]["demo-bucket"]["empty"] is True
+    s3.put_bucket_versioning(Bucket="demo-bucket", VersioningConfiguration={"Status": "Enabled"})
+    s3.put_object(Bucket="demo-bucket", Key="x", Body=b"x")
+    s3.delete_object(Bucket="demo-bucket", Key="x")
+    assert owned(bucket="demo-bucket")["resources"]["bucket"]["demo-bucket"]["empty"] is False
+
+
+@pytest.fixture
+def queue_arn() -> str:
+    boto3.client("s3", region_name=REGION).create_bucket(
+        Bucket="demo-bucket", CreateBucketConfiguration={"LocationConstraint": REGION}
+    )
+    sqs = boto3.client("sqs", region_name=REGION)
+    url = sqs.create_queue(QueueName="demo")["QueueUrl"]
+    arn: str = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    return arn
+
+
+def notifications() -> list[dict[str, Any]]:
+    answer = boto3.client("s3", region_name=REGION).get_bucket_notification_configuration(Bucket="demo-bucket")
+    found: list[dict[str, Any]] = answer.get("QueueConfigurations", [])
+    return found
+
+
+def events(arn: str, *, check: bool = False, **more: Any) -> dict[str, Any]:
+    arguments = {"bucket": "demo-bucket", "region": REGION, "queue_arn": arn, "suffixes": SUFFIXES} | more
+    return run("s3_queue_notification", check=check, **arguments)
+
+
+def test_events_are_set_once_beside_those_of_others(queue_arn: str) -> None:
+    s3 = boto3.client("s3", region_name=REGION)
+    theirs = {"Id": "theirs", "QueueArn": queue_arn, "Events": ["s3:ObjectCreated:Put"]}
+    s3.put_bucket_notification_configuration(
+        Bucket="demo-bucket", NotificationConfiguration={"QueueConfigurations": [theirs]}
+    )
+    assert events(queue_arn, check=True)["changed"] is True
+    assert len(notifications()) == 1
+    assert events(queue_arn)["changed"] is True
+    assert len(notifications()) == 3
+    assert events(queue_arn)["changed"] is False
+    assert events(queue_arn, state="absent")["changed"] is True
+    assert [item["Id"] for item in notifications()] == ["theirs"]
+
+
+def test_only_samples_reach_the_queue(queue_arn: str) -> None:
+    events(queue_arn)
+    s3 = boto3.client("s3", region_name=REGION)
+    for key in ("in/a-000001-somatic.tar.gz", "b-000002-normal.tar.gz", "in/a-000001-somatic-output.tar.gz", "x.json"):
+        s3.put_object(Bucket="demo-bucket", Key=key, Body=b"x")
+    sqs = boto3.client("sqs", region_name=REGION)
+    found = sqs.receive_message(QueueUrl=sqs.get_queue_url(QueueName="demo")["QueueUrl"], MaxNumberOfMessages=10)
+    keys = {
+        record["s3"]["object"]["key"]
+        for message in found["Messages"]
+        for record in json.loads(message["Body"]).get("Records", [])
+    }
+    assert {key.rpartition("%2F")[2].rpartition("/")[2] for key in keys} == {
+        "a-000001-somatic.tar.gz",
+        "b-000002-normal.tar.gz",
+    }
+
+
+def test_answers_of_s3_that_mean_the_same_are_no_change() -> None:
+    module = load("modules.s3_queue_notification")
+    mine = {
+        "Id": "i",
+        "QueueArn": "a",
+        "Events": ["e"],
+        "Filter": {"Key": {"FilterRules": [{"Name": "suffix", "Value": "x"}]}},
+    }
+    rules = [{"Name": "Prefix", "Value": ""}, {"Name": "Suffix", "Value": "x"}]
+    theirs = mine | {"Filter": {"Key": {"FilterRules": rules}}}
+    assert module.comparable([mine]) == module.comparable([theirs])
+    assert module.comparable([mine]) != module.comparable([mine | {"Events": ["f"]}])
+
+
+def test_price_list_entry() -> None:
+    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "0.2400000000"}}
+    product = {"terms": {"OnDemand": {"A.B": {"priceDimensions": {"A.B.C": dimension}}}}}
+    assert load("modules.ec2_instance").listed_price(json.dumps(product)) == 0.24
