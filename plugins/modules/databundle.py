@@ -13,7 +13,8 @@ description:
     so that no archive needs room on the disk.
   - Broken connections are resumed. A run that was cut, even by a reboot, is taken up by the next run where it was.
   - With O(seed), folders that are on the machine already are copied, or taken as they are where they lie at their final place.
-  - Members that would leave their folder, devices and the like are refused.
+  - Archives that are damaged, cut, or do not end as a tar file must are refused, as are members that would leave their folder, sparse files, devices and the
+    like. The message names the member and its place in the archive. Hard links to files of the same tree are made.
   - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
     after a cut at any moment each folder is the old one or the new one."
   - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether anything is to do."
@@ -102,7 +103,6 @@ deferred:
 
 import os
 import shutil
-import tarfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -139,12 +139,12 @@ from ansible_collections.umccr.pcgr.plugins.module_utils.reference_data import (
     verify,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils.seed import adopt, find_seed
+from ansible_collections.umccr.pcgr.plugins.module_utils.tar_reader import UnpackError
 from ansible_collections.umccr.pcgr.plugins.module_utils.unpack import (
     PROGRESS,
     Arrival,
     Checkpoints,
     Unpacker,
-    UnpackError,
     sync,
 )
 
@@ -185,7 +185,7 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
             put_in_place(os.path.join(staging, item.member), item.folder(root))
     except Interrupted as error:
         raise DownloadError(f"{error}; the next run goes on from there") from error
-    except (tarfile.TarError, GzipError) as error:
+    except GzipError as error:
         shutil.rmtree(staging, ignore_errors=True)
         what = looks_like(url, options["download"])
         raise DatabundleError(f"{url}: {what or f'damaged or cut archive: {error}'}") from error
