@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_HEADER = 1 << 20  # bytes of an extended header; names and attributes need a few thousand
+LATEST = 1 << 40  # seconds; no system call takes much more
 FILE, FOLDER, SYMLINK, HARDLINK = "file", "folder", "symbolic link", "hard link"
 KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"5": FOLDER, b"2": SYMLINK, b"1": HARDLINK}
 ALLOWED = "files, folders, symbolic links and hard links"
@@ -33,6 +34,7 @@ OLD_GNU = b"ustar  \0"  # its headers hold times where ustar's hold the beginnin
 RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 # Records with which the content that follows is not the file's content as it was; of GNU tar, Solaris and star.
 SPARSE = re.compile(r"GNU\.sparse\..*|SUN\.holesdata|SCHILY\.realsize")
+NUMBERS = {"size": re.compile(r"[0-9]{1,18}"), "mtime": re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")}
 VOLUMES = re.compile(r"GNU\.volume\.(filename|size|offset)")
 
 
@@ -113,7 +115,7 @@ class TarReader:
             elif flag == PAX_OF_ALL:
                 self.common |= self._records_of_all(info, at)
             else:
-                return self._member(info, block, start, {**self.common, **names, **records})
+                return self._member(info, block, start, self.common | names | records)
             described = described or flag != PAX_OF_ALL
 
     def cut(self) -> UnpackError:
@@ -181,24 +183,33 @@ class TarReader:
         kind = KINDS.get(flag, "")
         if kind == FILE and name.endswith("/"):  # V7 has no type for folders
             kind = FOLDER
-        size = records.get("size", str(info.size)) if kind == FILE else "0"
-        changed = records.get("mtime", str(info.mtime))
-        member = Member(name, kind, target, _number(size), info.mode, _number(changed.partition(".")[0]), start)
+        member = Member(name, kind, target, info.size if kind == FILE else 0, info.mode, int(info.mtime), start)
         if not kind:
             raise self.refuse(member, REFUSED.get(flag, f"the unknown type {flag.decode('latin-1')!r}"), ALLOWED)
+        if records:
+            member = self._described(member, records)
+        if not name:
+            raise self.refuse(member, "no name", "a path inside the archive's folder")
+        if abs(member.changed) >= LATEST:
+            raise self.refuse(member, f"mtime {member.changed}", f"seconds since 1970, less than {LATEST}")
+        if kind == FOLDER and flag != b"5" and info.size:
+            raise self.refuse(member, f"a folder of {info.size} bytes", "0")
+        self.last, self.next = name, self.source.position + padded_to_blocks(member.size)
+        return member
+
+    def _described(self, member: Member, records: dict[str, str]) -> Member:
+        """The member with the numbers of its records; those that change what its content means are refused."""
         if any(map(SPARSE.fullmatch, records)) or records.get("SCHILY.filetype") == "sparse":
             raise self.refuse(member, REFUSED[b"S"], ALLOWED)
         if any(map(VOLUMES.fullmatch, records)):
             raise self.refuse(member, REFUSED[b"M"], ALLOWED)
-        if not name:
-            raise self.refuse(member, "no name", "a path inside the archive's folder")
-        for field, text in (("size", size), ("mtime", changed)):
-            pattern = r"\d{1,18}" if field == "size" else r"-?\d{1,18}(\.\d*)?"
-            if not re.fullmatch(pattern, text, re.ASCII):
-                raise self.refuse(member, f"{field} {text!r}", "a number")
-        if kind == FOLDER and flag != b"5" and info.size:
-            raise self.refuse(member, f"a folder of {info.size} bytes", "0")
-        self.last, self.next = name, self.source.position + padded_to_blocks(member.size)
+        for key, number in NUMBERS.items():
+            if key in records and not number.fullmatch(records[key]):
+                raise self.refuse(member, f"{key} {records[key]!r}", "a number")
+        if "mtime" in records:
+            member = replace(member, changed=int(records["mtime"].partition(".")[0]))
+        if "size" in records and member.kind == FILE:
+            member = replace(member, size=int(records["size"]))
         return member
 
     def _end(self, at: int) -> None:
@@ -218,11 +229,6 @@ class TarReader:
 def padded_to_blocks(size: int) -> int:
     """`size` bytes rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
-
-
-def _number(text: str) -> int:
-    """The whole number in `text`, 0 if it is none, which the caller refuses."""
-    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else 0
 
 
 def _text(field: bytes) -> str:
