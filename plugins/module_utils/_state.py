@@ -36,6 +36,16 @@ def alone(folder: str) -> Iterator[None]:
         os.close(lock)
 
 
+@contextmanager
+def readable_by_others() -> Iterator[None]:
+    """What is made meanwhile is readable by all users and writable by its owner only, whatever the umask of whoever began this."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def replace(path: str, content: bytes) -> None:
     """Make the file at `path` hold `content`; nobody sees half of it."""
     with open(path + ".new", "wb") as out:

@@ -12,8 +12,10 @@ description:
   - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
     so that no archive needs room on the disk.
   - Broken connections are resumed. A run that was cut, even by a reboot, is taken up by the next run where it was.
+  - All users can read what is installed, and only its owner can write it, whatever the umask. Other modes of what is there already are mended.
   - With O(seed), folders that are on the machine already are copied, or taken as they are where they lie at their final place.
-  - Members that would leave their folder, devices and the like are refused.
+  - Archives that are damaged, cut, or do not end as a tar file must are refused, as are members that would leave their folder, sparse files, devices and the
+    like. The message names the member and its place in the archive. Hard links to files of the same tree are made.
   - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
     after a cut at any moment each folder is the old one or the new one."
   - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether anything is to do."
@@ -89,7 +91,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 parts:
-  description: One entry per folder, with its path, the archive, its SHA-256 and whether it was brought now.
+  description: One entry per folder, with its path, the archive, its SHA-256, whether it was brought now, and how many modes were mended.
   type: list
   elements: dict
   returned: always
@@ -102,7 +104,7 @@ deferred:
 
 import os
 import shutil
-import tarfile
+from collections import Counter
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -114,11 +116,14 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     Part,
     compare,
     is_current,
+    is_read_only,
     measure,
+    mend_modes,
     plan,
     put_in_place,
     staging_of,
     verify,
+    wrong_modes,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.seed import adopt, find_seed
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
@@ -126,6 +131,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     alone,
     compare_with_first,
     read_json,
+    readable_by_others,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import (
@@ -133,7 +139,6 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive impor
     Arrival,
     Checkpoints,
     Unpacker,
-    UnpackError,
     sync,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
@@ -147,6 +152,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download impo
     options_of,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.gunzip import GzipError
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.tar_reader import UnpackError
 
 
 def make_sure_of_writing(due: list[Part], root: str) -> None:
@@ -155,7 +161,7 @@ def make_sure_of_writing(due: list[Part], root: str) -> None:
         home = os.path.join(root, item.home)
         while not os.path.isdir(home):
             home = os.path.dirname(home)
-        if os.statvfs(home).f_flag & os.ST_RDONLY:
+        if is_read_only(home):
             raise DatabundleError(
                 f"{item.label}: not on the volume at {home}, which is mounted read-only; mount one that holds it"
             )
@@ -185,7 +191,7 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
             put_in_place(os.path.join(staging, item.member), item.folder(root))
     except Interrupted as error:
         raise DownloadError(f"{error}; the next run goes on from there") from error
-    except (tarfile.TarError, GzipError) as error:
+    except GzipError as error:
         shutil.rmtree(staging, ignore_errors=True)
         what = looks_like(url, options["download"])
         raise DatabundleError(f"{url}: {what or f'damaged or cut archive: {error}'}") from error
@@ -290,25 +296,17 @@ def bring(module: AnsibleModule) -> None:
             seeds.append((item, folder))
         else:
             jobs.setdefault(source(item, mirror), []).append(item)
-    if due and not module.check_mode:
-        put_off(module, to_come(due, params["release"]), os.path.join(root, PROGRESS))
-        options = {
-            "download": download | {"connections": params["connections"]},
-            "space_factor": params["space_factor"],
-            "checksums": params["checksums"],
-        }
+    # By path: folders above several parts count for the first, as when they are mended.
+    wrong = {path: item for item in reversed(parts) if item not in due for path, *_ in wrong_modes(item, root)}
+    mended: dict[Part, int] = Counter(wrong.values())
+    if (due or wrong) and not module.check_mode:
+        if due:
+            put_off(module, to_come(due, params["release"]), os.path.join(root, PROGRESS))
         os.makedirs(root, mode=0o755, exist_ok=True)
         with alone(root):
-            wanted = {staging_of(root, url, items) for url, items in jobs.items()}
-            for name in os.listdir(root):
-                path = os.path.join(root, name)
-                if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
-                    shutil.rmtree(path)
-            with Progress(os.path.join(root, PROGRESS)) as progress:
-                for item, folder in seeds:
-                    adopt(item, root, folder, progress)
-            for url, items in jobs.items():
-                install(items, root, url, options)
+            if due:
+                fetch_due(module, jobs, seeds)
+            mended = {item: mend_modes(item, root, module.warn) for item in parts}
     report = [
         {
             "part": item.label,
@@ -318,10 +316,32 @@ def bring(module: AnsibleModule) -> None:
             if not (module.check_mode and item in due)
             else item.sha256,
             "brought": item in due,
+            "mended": mended.get(item, 0),
         }
         for item in parts
     ]
-    module.exit_json(changed=bool(due), parts=report)
+    module.exit_json(changed=bool(due or any(mended.values())), parts=report)
+
+
+def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tuple[Part, str]]) -> None:
+    """Install the parts of `jobs` from the archives at its addresses, and those of `seeds` from their folders."""
+    params = module.params
+    root = params["root"]
+    options = {
+        "download": options_of(params) | {"connections": params["connections"]},
+        "space_factor": params["space_factor"],
+        "checksums": params["checksums"],
+    }
+    wanted = {staging_of(root, url, items) for url, items in jobs.items()}
+    for name in os.listdir(root):
+        path = os.path.join(root, name)
+        if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
+            shutil.rmtree(path)
+    with Progress(os.path.join(root, PROGRESS)) as progress:
+        for item, folder in seeds:
+            adopt(item, root, folder, progress)
+    for url, items in jobs.items():
+        install(items, root, url, options)
 
 
 def main() -> None:
@@ -344,7 +364,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        bring(module)
+        with readable_by_others():
+            bring(module)
     except (BusyError, DatabundleError, DownloadError, GzipError, UnpackError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:

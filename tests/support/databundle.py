@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import random
 import re
 import tarfile
 import threading
@@ -167,3 +168,26 @@ def refused(answer: dict[str, Any], root: Path, *words: str) -> None:
         assert word in answer["msg"], answer["msg"]
     assert not [name for name in tree(root) if not name.startswith(".databundle-")]
     assert "the next run goes on from there" in answer["msg"] or not list(root.glob(".databundle-*"))
+
+
+def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def large(seed: int) -> dict[str, bytes]:
+    """24 MB that hardly compress, in files of all sizes."""
+    chance = random.Random(seed)
+    sizes = [*(chance.randrange(3000) for _ in range(500)), 9_000_000, *(chance.randrange(3000) for _ in range(500))]
+    members = {f"data/grch38/{number:04}": chance.randbytes(size) for number, size in enumerate([*sizes, 12_000_000])}
+    return {"data/grch38/.PCGR_BUNDLE_VERSION": f"{DATE}\n".encode()} | members
+
+
+def unpacked(folder: Path, members: dict[str, bytes]) -> Path:
+    """Members as files of `folder`."""
+    for name, body in members.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    return folder

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,60 @@ def measure(folder: str) -> dict[str, int]:
                 found["files"] += 1
                 found["unpacked_bytes"] += about.st_size
     return found
+
+
+def is_read_only(path: str) -> bool:
+    """True when the file system at `path` is mounted read-only."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def wrong_modes(item: Part, root: str) -> Iterator[tuple[str, int, int]]:
+    """Files and folders of an installed part, and folders above it, with a wrong mode: path, mode, and what it should be.
+
+    All users read the data and only their owner writes them. A folder comes before what it holds is looked at.
+    """
+    loose = 0 if is_read_only(item.folder(root)) else 0o022
+    above = root
+    for name in ("", *os.path.join(item.home, os.path.dirname(item.member)).split("/")):
+        above = os.path.join(above, name) if name else above
+        yield from _wrong_mode(above, os.stat(above).st_mode, loose)
+    yield from _wrong_modes_below(os.path.realpath(item.folder(root)), loose)
+
+
+def _wrong_modes_below(path: str, loose: int) -> Iterator[tuple[str, int, int]]:
+    mode = os.lstat(path).st_mode
+    yield from _wrong_mode(path, mode, loose)
+    if stat.S_ISDIR(mode):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                yield from _wrong_modes_below(entry.path, loose)
+
+
+def _wrong_mode(path: str, mode: int, loose: int) -> Iterator[tuple[str, int, int]]:
+    found = stat.S_IMODE(mode)
+    right = (found & ~loose) | (0o555 if stat.S_ISDIR(mode) or found & 0o100 else 0o444)
+    if found != right and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        yield path, found, right
+
+
+def mend_modes(item: Part, root: str, warn: Callable[[str], None]) -> int:
+    """Put the wrong modes of an installed part right; return how many were mended.
+
+    What cannot be changed and others can read is given to `warn`; raises DatabundleError when they cannot read it.
+    """
+    mended, stuck = 0, []
+    for path, found, right in wrong_modes(item, root):
+        try:
+            os.chmod(path, right)
+            mended += 1
+        except OSError as error:
+            text = f"{path}: mode: found {found:04o}, allowed {right:04o}, which cannot be set: {error.strerror}"
+            if right & ~found:
+                raise DatabundleError(text) from error
+            stuck.append(text)
+    if stuck:
+        warn(stuck[0] if len(stuck) == 1 else f"{stuck[0]}; so are {len(stuck) - 1} more")
+    return mended
 
 
 def compare(found: dict[str, int], count: dict[str, int], source: str) -> None:

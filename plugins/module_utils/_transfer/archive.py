@@ -10,8 +10,8 @@ import mmap
 import multiprocessing
 import os
 import posixpath
+import stat
 import struct
-import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,21 +29,25 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download impo
     Interrupted,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.gunzip import Gunzip, GzipError, Sha256
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.tar_reader import (
+    FOLDER,
+    HARDLINK,
+    SYMLINK,
+    Member,
+    TarReader,
+)
 
 LATEST, SYNCED = (".checkpoint-0", ".checkpoint-1"), ".checkpoint-on-disk"
 HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follows
 CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
+FORMAT = 2  # of checkpoints; the first lacked the tar reader's state, and what was behind it was read less strictly
 PROGRESS = ".databundle.progress"
 SYNC_SECONDS = 1.0  # between checkpoints that outlive a cut of the machine; few data are left to wait for at the end
 OTHERS = 8  # folders named when an archive does not hold what is wanted
 SLOTS = 3  # blocks of 1 MiB that are ready to be written
 SLOT_BYTES = BLOCK + Gunzip.STATE_BYTES + Sha256.STATE_BYTES  # what came, and the states behind it
 FORK = multiprocessing.get_context("fork")  # the other ways cannot find a module that Ansible has packed
-
-
-class UnpackError(Exception):
-    """The archive holds what must not be unpacked; the text is one line."""
 
 
 def safe_name(name: str) -> str | None:
@@ -98,7 +102,7 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
 
 
 class Arrival:
-    """What an archive holds, decompressed and hashed while it arrives; a file for tarfile that can only be read forwards.
+    """What an archive holds, decompressed and hashed while it arrives; it can only be read forwards.
 
     `point` is a checkpoint made of `state()` earlier, perhaps by a process that is no more. `position` counts the bytes given out,
     `consumed` those of the archive that are behind them; `between` is called whenever `state()` can be asked. Raises DownloadError
@@ -141,11 +145,8 @@ class Arrival:
             part += more
         return part
 
-    def tell(self) -> int:
-        return self.position
-
     def seek(self, position: int) -> int:
-        """Skip forwards; a cut file shows at the next read."""
+        """Skip forwards; return the position reached, an earlier one at the end."""
         while self.position < position and self.take(position - self.position):
             pass
         return self.position
@@ -181,7 +182,7 @@ class Arrival:
         return numbers | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
 
     def finish(self) -> str:
-        """Read on to the end, whatever follows the tar file's own end; return the archive's SHA-256."""
+        """Read on to the end, if anything is left; return the archive's SHA-256."""
         while self.take(BLOCK):
             pass
         return self.sha256
@@ -203,7 +204,7 @@ class Checkpoints:
 
     def __init__(self, folder: str, download: Download) -> None:
         self.folder = folder
-        self.identity = {"url": download.url, "size": download.size, "tag": download.tag}
+        self.identity = {"format": FORMAT, "url": download.url, "size": download.size, "tag": download.tag}
         self.boot = boot_id()
         self.interval = max(LEAST_BETWEEN, (download.size or 0) // CHECKPOINTS)
         self._turns = itertools.cycle(LATEST)
@@ -289,64 +290,79 @@ class Unpacker:
         self.wanted = wanted
         self.checkpoints = checkpoints
         self.folder = checkpoints.folder
-        self.url = arrival.download.url
         self.count = {"files": 0, "unpacked_bytes": 0}
         self.others: set[str] = set()  # where members lie that are not wanted, two folders deep
-        self._next = 0  # where in the tar file the next member begins
+        self.reader = TarReader(arrival, arrival.download.url)
         self._member: dict[str, Any] | None = None  # the file that is being written
         self._saved_at = arrival.consumed
         progress.begin(label, arrival.download.size, done=arrival.consumed)
         arrival.between = self._save
 
     def run(self, point: dict[str, Any]) -> None:
-        """Unpack all, from the checkpoint `point` on when it is not empty.
+        """Unpack all, from the checkpoint `point` on when it is not empty, and read the archive to its end.
 
         Every member is judged, also those that are not wanted: names must stay inside, only regular files, folders and
         links to places further inside are accepted. Raises UnpackError.
         """
         if point:
-            self.count, self._next = point["count"], point["next"]
+            self.count = point["count"]
+            self.reader = TarReader(self.arrival, self.reader.label, point["tar"])
             if point["member"]:
                 self._write(**point["member"])
-            self.arrival.seek(self._next)
-        source: Any = self.arrival  # all that reading forwards needs
-        with tarfile.TarFile(fileobj=source) as archive:
-            while member := archive.next():
-                archive.members = []  # type: ignore[attr-defined]  # nobody asks for them again
-                self._next = archive.offset
-                name = self._judge(member)
-                if any(name == path or name.startswith(path + "/") for path in self.wanted):
-                    self._extract(member, os.path.join(self.folder, name))
-                elif len(self.others) < OTHERS:
-                    self.others.add("/".join(name.split("/")[:2]))
+        while member := self.reader.member():
+            name = self._judge(member)
+            if self._is_wanted(name):
+                self._extract(member, os.path.join(self.folder, name))
+            elif len(self.others) < OTHERS:
+                self.others.add("/".join(name.split("/")[:2]))
 
-    def _judge(self, member: tarfile.TarInfo) -> str:
+    def _is_wanted(self, name: str) -> bool:
+        return any(name == path or name.startswith(path + "/") for path in self.wanted)
+
+    def _judge(self, member: Member) -> str:
         """The member's path inside the folder; raises UnpackError."""
         name = safe_name(member.name)
-        if name is None:
-            raise UnpackError(f"{self.url}: refused, member {member.name!r} would be unpacked outside its folder")
-        if not (member.isreg() or member.isdir() or member.issym()):
-            raise UnpackError(
-                f"{self.url}: refused, member {member.name!r} is neither a file, a folder nor a symbolic link"
-            )
+        if name is None or (name == "." and member.kind != FOLDER):
+            raise self.reader.refuse(member, "a path that leads outside", "one inside the archive's folder")
         # A target that goes down only cannot lead outside, whatever links it passes through.
-        if member.issym() and safe_name(member.linkname) is None:
-            raise UnpackError(f"{self.url}: refused, link {member.name!r} leads to {member.linkname!r}")
+        if member.kind in (SYMLINK, HARDLINK) and (not member.target or safe_name(member.target) is None):
+            raise self.reader.refuse(
+                member, f"a {member.kind} to {member.target!r}", "one that stays inside the archive's folder"
+            )
         return name
 
-    def _extract(self, member: tarfile.TarInfo, path: str) -> None:
+    def _extract(self, member: Member, path: str) -> None:
         """Write one member to `path`: own files, no special permissions, the archive's time of change."""
-        if member.isdir():
+        if member.kind == FOLDER:
             os.makedirs(path, mode=0o755, exist_ok=True)
             return
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        target = self._linked(member, path) if member.kind == HARDLINK else ""
         if os.path.lexists(path):  # written after the checkpoint that this run goes on from
             os.unlink(path)
-        if member.issym():
-            os.symlink(member.linkname, path)
-            return
-        mode = 0o755 if member.mode & 0o100 else 0o644
-        self._write(path=path, size=member.size, done=0, mode=mode, changed=int(member.mtime))
+        if member.kind == SYMLINK:
+            os.symlink(member.target, path)
+        elif member.kind == HARDLINK:
+            os.link(target, path, follow_symlinks=False)
+            about = os.lstat(path)
+            if stat.S_ISREG(about.st_mode):
+                self.count["files"] += 1
+                self.count["unpacked_bytes"] += about.st_size
+        else:
+            mode = 0o755 if member.mode & 0o100 else 0o644
+            self._write(path=path, size=member.size, done=0, mode=mode, changed=member.changed)
+
+    def _linked(self, member: Member, path: str) -> str:
+        """Path of the file that the hard link `member`, to be made at `path`, is another name of; raises UnpackError."""
+        name = safe_name(member.target) or ""
+        target = os.path.join(self.folder, name)
+        # What is not wanted is not there to be linked to; a link to what comes later is damage.
+        there = self._is_wanted(name) and target != path and os.path.lexists(target)
+        if not there or (os.path.isdir(target) and not os.path.islink(target)):
+            raise self.reader.refuse(
+                member, f"a hard link to {member.target!r}", "one to a file that is unpacked before it"
+            )
+        return target
 
     def _write(self, path: str, size: int, done: int, mode: int, changed: int) -> None:
         """Write what is left of a file of which `done` bytes are there."""
@@ -359,7 +375,7 @@ class Unpacker:
                 self._member = {"path": path, "size": size, "done": done, "mode": mode, "changed": changed}
                 part = self.arrival.take(size - done)
                 if not part:
-                    raise GzipError("cut off: it ends in the midst of a file")
+                    raise self.reader.cut()
                 done += len(part)
                 while part:
                     part = part[os.write(file, part) :]
@@ -375,8 +391,8 @@ class Unpacker:
         self.progress.came(self.arrival.consumed - self.progress.done)
         if self.arrival.consumed - self._saved_at < self.checkpoints.interval:
             return
-        if not self._member and self.arrival.position > self._next:
+        if not self._member and self.arrival.position > self.reader.next:
             return  # in the midst of a member's header, of which the first half would be lost
         self._saved_at = self.arrival.consumed
-        about = {"next": self._next, "member": self._member, "count": self.count}
+        about = {"tar": self.reader.state, "member": self._member, "count": self.count}
         self.checkpoints.write(self.arrival.state() | about)

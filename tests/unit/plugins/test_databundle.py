@@ -16,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from support.databundle import BUNDLE, DATE, Mirror, archive, bring, mirror, refused, release, tree
+from support.databundle import BUNDLE, DATE, Mirror, archive, bring, large, member, mirror, refused, release, tree
 from support.module_runner import command, load, run
 
 __all__ = ["mirror"]  # a fixture
@@ -135,12 +135,6 @@ def test_web_page_instead_of_an_archive(mirror: Mirror, tmp_path: Path) -> None:
     refused(bring(tmp_path, mirror), tmp_path, "bundle.tgz", "web page")
 
 
-def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
 @pytest.mark.parametrize(
     "bad",
     [
@@ -149,7 +143,6 @@ def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
         member("/tmp/escaped-absolute", tarfile.REGTYPE),
         member("data/grch38/device", tarfile.CHRTYPE),
         member("data/grch38/fifo", tarfile.FIFOTYPE),
-        member("data/grch38/hard", tarfile.LNKTYPE, "data/grch38/big"),
         member("data/grch38/up", tarfile.SYMTYPE, "../../.."),
         member("data/grch38/out", tarfile.SYMTYPE, "/etc"),
     ],
@@ -284,14 +277,6 @@ def test_file_mirror_and_unknown_checksum_is_recorded(mirror: Mirror, tmp_path: 
     refused(run("databundle", root=str(again), **arguments), again, "bundle.tgz", sha256, str(known))
     known.write_text("[1]")
     refused(run("databundle", root=str(again), **arguments), again, str(known), "not a list of checksums")
-
-
-def large(seed: int) -> dict[str, bytes]:
-    """24 MB that hardly compress, in files of all sizes."""
-    chance = random.Random(seed)
-    sizes = [*(chance.randrange(3000) for _ in range(500)), 9_000_000, *(chance.randrange(3000) for _ in range(500))]
-    members = {f"data/grch38/{number:04}": chance.randbytes(size) for number, size in enumerate([*sizes, 12_000_000])}
-    return {"data/grch38/.PCGR_BUNDLE_VERSION": f"{DATE}\n".encode()} | members
 
 
 def test_several_connections_at_once(mirror: Mirror, tmp_path: Path) -> None:

@@ -19,22 +19,13 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._release import list_re
 from moto.server import ThreadedMotoServer
 
 from support import ROOT
-from support.databundle import BUNDLE, DATE, VEP, Mirror, archive, bring, mirror, refused, release, tree
+from support.databundle import BUNDLE, DATE, VEP, Mirror, archive, bring, mirror, refused, release, tree, unpacked
 from support.module_runner import load, record_progress, run
 
 __all__ = ["mirror"]  # a fixture
 
 FINAL = f"bundles/{DATE}/data/grch38"
 CACHE = "vep/115/homo_sapiens/115_GRCh38"
-
-
-def unpacked(folder: Path, members: dict[str, bytes]) -> Path:
-    """Members as files of `folder`."""
-    for name, body in members.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(body)
-    return folder
 
 
 # ---- buckets
