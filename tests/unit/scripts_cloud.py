@@ -21,6 +21,8 @@ from pcgr_consumer.publish import labels
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "ap-southeast-2"
+# A shell starts jobs in the background with SIGINT ignored, and the scripts respect that; with this before it a program does not.
+HEED_INTERRUPTS = ("env", "--default-signal=INT")
 
 
 class Cloud:

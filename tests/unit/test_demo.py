@@ -61,6 +61,54 @@ def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def demo_refusal(tmp_path: Path, *arguments: str | Path) -> str:
+    """The one line with which the demo refuses before it starts anything."""
+    out = () if "--out" in arguments else ("--out", tmp_path / "out")
+    command = [sys.executable, ROOT / "scripts/demo", *out, *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (answer.returncode, answer.stdout) == (2, ""), answer.stdout + answer.stderr
+    assert answer.stderr.startswith("demo: ") and answer.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    return answer.stderr
+
+
+def test_what_submit_would_refuse_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    reads, vcf = tmp_path / "reads.bam", tmp_path / "patient.vcf"
+    reads.write_bytes(b"BAM")
+    assert "allowed: a tarball *.tar.gz, or a VCF" in demo_refusal(tmp_path, "--input", reads)
+    vcf.write_text("hello\n")
+    assert f"{vcf}: line 1: found 'hello'" in demo_refusal(tmp_path, "--input", vcf)
+    table = tmp_path / "cna.tsv"
+    table.write_text("Chromosome\tStart\n")
+    assert "ready tarball" in demo_refusal(tmp_path, "--cna", table)
+    assert "found a folder, allowed a file" in demo_refusal(tmp_path, "--input", tmp_path)
+    assert "--out: " in demo_refusal(tmp_path, "--out", reads)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("submit: reads.bam: not a sample\n  at the end\n", "submit: reads.bam: not a sample"),
+        (
+            "fatal: [i-1]: FAILED! =>\n    changed: false\n    msg: no space left\nPLAY RECAP\ni-1 : ok=3 failed=1\n",
+            "no space left",
+        ),
+        ("[ERROR]: couldn't resolve module\n", "[ERROR]: couldn't resolve module"),
+        ("Traceback\n  File x\nbotocore.exceptions.ClientError: denied\n", "botocore.exceptions.ClientError: denied"),
+    ],
+)
+def test_the_reason_of_a_failed_step_is_on_screen(demo: Any, tmp_path: Path, output: str, reason: str) -> None:
+    command = [sys.executable, "-c", "import sys; print(sys.argv[1], end=''); sys.exit(2)", output]
+    with pytest.raises(demo.road.StepFailed) as failure:
+        demo.road.run(command, tmp_path / "log", what="the step")
+    assert str(failure.value).startswith(f"the step failed (exit code 2): {reason}; the whole output is in ")
+
+
+def test_a_step_that_fails_silently_says_where_its_log_is(demo: Any, tmp_path: Path) -> None:
+    with pytest.raises(demo.road.StepFailed, match=r"^the step failed \(exit code 1\); the whole output is in "):
+        demo.road.run(["false"], tmp_path / "log", what="the step")
+
+
 @pytest.fixture
 def checkout() -> Iterator[Path]:
     """As much of the project as the bootstrap reads, where another user may read it (pytest's own folders are private)."""
@@ -103,3 +151,46 @@ def test_an_old_python_is_refused(checkout: Path) -> None:
     answer = bootstrap(checkout, installed, PYTHON=str(python))
     assert answer.returncode == 1
     assert "Python 3.9.2; Python 3.11 or newer is needed (set PYTHON=...)" in answer.stderr
+
+
+INSTALLED = "while [ $# -gt 0 ]; do echo installed $1; shift; done"
+
+
+def test_a_python_that_is_not_there_is_one_line(checkout: Path) -> None:
+    answer = bootstrap(checkout, INSTALLED, PYTHON="nosuchpython")
+    assert answer.returncode == 1
+    assert answer.stderr == "bootstrap: PYTHON: found 'nosuchpython', no such program; allowed: Python 3.11 or newer\n"
+
+
+def test_the_systems_python_comes_before_the_first_on_the_path(checkout: Path) -> None:
+    """Machines of CI have newer ones on their path than users."""
+    other = checkout / "bin/python3"
+    other.write_text(f'#!/bin/sh\necho used >>{checkout}/other\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    system = Path("/usr/bin/python3")
+    command = [system, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    good = system.exists() and subprocess.run(command, check=False).returncode == 0
+    answer = bootstrap(checkout, INSTALLED)  # ends at the consumer's folder, which is not in this checkout
+    assert answer.returncode != 0 and "pyproject.toml" in answer.stderr
+    assert (checkout / "other").exists() is not good
+
+
+def test_an_environment_of_another_python_is_made_again(checkout: Path) -> None:
+    """Two interpreters of one version in two places; pip is a stand-in that only keeps count."""
+    consumer = checkout / "roles/consumer/files/pcgr_consumer"
+    consumer.mkdir(parents=True)
+    (consumer / "pyproject.toml").write_text("")
+    for name in ("one", "two"):
+        python = checkout / f"bin/{name}"
+        python.write_text(
+            '#!/bin/sh\ncase "$1$2" in --version) echo Python 3.11.2;; -mvenv) rm -rf .venv; mkdir -p .venv/bin;'
+            " printf '#!/bin/sh\\n' >.venv/bin/pip; chmod +x .venv/bin/pip; echo made >>made;;"
+            f" *base_prefix*) echo 3.11.2 /opt/{name};; esac\n"
+        )
+        python.chmod(0o755)
+    counts = []
+    for name in ("one", "one", "two"):
+        answer = bootstrap(checkout, INSTALLED, PYTHON=str(checkout / f"bin/{name}"))
+        assert answer.returncode == 0, answer.stderr
+        counts.append((checkout / "made").read_text().count("made"))
+    assert counts == [1, 1, 2]
