@@ -170,7 +170,7 @@ def test_a_store_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pcgr_wait.time, "sleep", sleep)
     away, shown = Away(), []
     source = Entry(ONE.input_key, datetime(2026, 1, 1, tzinfo=UTC))
-    with pytest.raises(pcgr_wait.NotFetched, match="^bucket b: no answer$"):
+    with pytest.raises(pcgr_wait.NotFetched, match=r"^bucket b: no answer$"):
         pcgr_wait.wait(away, ONE, source, shown.append, timeout=None, silence=600)  # type: ignore[arg-type]
     assert 600 < now <= 600 + pcgr_wait.PAUSE_MAX
     assert away.looks < 30  # pauses grow
