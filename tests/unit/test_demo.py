@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,11 +66,18 @@ def demo_refusal(tmp_path: Path, *arguments: str | Path) -> str:
     """The one line with which the demo refuses before it starts anything."""
     out = () if "--out" in arguments else ("--out", tmp_path / "out")
     command = [sys.executable, ROOT / "scripts/demo", *out, *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (answer.returncode, answer.stdout) == (2, ""), answer.stdout + answer.stderr
-    assert answer.stderr.startswith("demo: ") and answer.stderr.count("\n") == 1
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:  # it was not refused: nothing of what it has started may stay
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    assert (process.returncode, output) == (2, ""), output + errors
+    assert errors.startswith("demo: ") and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    return answer.stderr
+    return errors
 
 
 def test_what_submit_would_refuse_is_refused_before_the_first_step(tmp_path: Path) -> None:
