@@ -2,6 +2,7 @@
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+BENCHES := $(filter-out server,$(sort $(notdir $(basename $(wildcard tests/bench/*.py)))))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
@@ -29,7 +30,9 @@ test-slow: env ## the tests that build images and boot machines
 molecule: env ## the roles in containers with systemd, part of test-slow (MOLECULE="default upgrade": these scenarios only)
 	MOLECULE="$(MOLECULE)" $(PYTEST) -rP tests/integration/test_molecule.py
 
-bench: env ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
+bench: ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
+	@case " $(BENCHES) " in *" $(or $(NAME),?) "*) ;; *) echo "make bench: NAME: found '$(NAME)', allowed one of: $(BENCHES)" >&2; exit 2;; esac
+	@$(MAKE) env
 	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
 
 lint: env ## every linter and type checker

@@ -60,16 +60,33 @@ def follow(command: list[str | Path], log: Path, *, what: str, env: Mapping[str,
         ) as process,
     ):
         assert process.stdout  # noqa: S101  (PIPE above)
+        reason = ""
         try:
             for line in process.stdout:
                 out.write(line)
                 out.flush()
+                reason = last_error(reason, line)
                 yield line.rstrip("\n")
         except BaseException:
             process.terminate()
             raise
     if process.returncode:
-        raise StepFailed(f"{what} failed (exit code {process.returncode}); the whole output is in {log}")
+        raise StepFailed(
+            f"{what} failed (exit code {process.returncode}){f': {reason}' if reason else ''}; the whole output is in {log}"
+        )
+
+
+# How programs and Ansible begin the line that says why they failed. The last line of a play is a table of counts.
+_ERROR = re.compile(r"\s*(msg: |fatal: |\[?ERROR|[a-z_]+: |✘)\s*(?P<reason>\S.*)")
+_TRACE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b.*")
+
+
+def last_error(before: str, line: str) -> str:
+    """Return the error that `line` reports, as one short line; `before`, the last one so far, if it reports none."""
+    text = line.strip()
+    if match := _ERROR.match(line):
+        return match["reason"].strip("\"'") if match[1] == "msg: " else text
+    return text if _TRACE.fullmatch(text) else before
 
 
 def prepare_images(log: Path, progress: Progress) -> None:

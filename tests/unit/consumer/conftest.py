@@ -25,9 +25,10 @@ from support.samples import KEY, Make, ScriptedRuntime, release
 from umccr_pcgr.consumer import sqs, worker
 from umccr_pcgr.consumer.attempt import Context
 from umccr_pcgr.consumer.cli import runtime_of
-from umccr_pcgr.consumer.config import Image, Limits, QueueSettings, Settings
+from umccr_pcgr.consumer.config import Image, QueueSettings, Settings
 from umccr_pcgr.consumer.runtime import Job, Run, Runtime
 from umccr_pcgr.consumer.spool import SpoolQueue, SpoolStore
+from umccr_pcgr.samples.limits import Limits
 
 REGION = "ap-southeast-2"
 PACE = worker.Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)

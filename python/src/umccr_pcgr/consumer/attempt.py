@@ -16,11 +16,11 @@ from typing import Any, Literal, Protocol
 
 from umccr_pcgr import __version__
 from umccr_pcgr.samples import checks, clock, naming
+from umccr_pcgr.samples.dialect import ConfigError, Inputs, arguments, assembly_of
 from umccr_pcgr.samples.model import InputRef, InputVersion, Permanent, Stopped, Transient
 from umccr_pcgr.samples.unpack import unpack
 
 from .config import Image, Settings
-from .dialect import ConfigError, Inputs, arguments, assembly_of
 from .pack import as_json, pack
 from .publish import Verdict, publish, standing
 from .queue import Store

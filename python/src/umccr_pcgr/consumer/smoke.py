@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from umccr_pcgr.samples.dialect import Inputs, arguments
 from umccr_pcgr.samples.model import Transient
 
 from .attempt import wipe
 from .config import Image, Settings
-from .dialect import Inputs, arguments
 from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Runtime, log_tail
 
 RECORD = "smoke.sha256"  # in state_dir

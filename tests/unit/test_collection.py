@@ -38,7 +38,7 @@ def environment(tmp_path: Path) -> Path:
 
 def spot(python: Path, folder: Path, collections: Path) -> subprocess.CompletedProcess[str]:
     variables = {"PATH": os.environ["PATH"], "HOME": str(folder), "ANSIBLE_COLLECTIONS_PATH": str(collections)}
-    command = [python, "-c", "from umccr_pcgr.spot.cli import main; main(['--help'])"]
+    command = [python, "-c", "from umccr_pcgr.spot.cli import main; main()", "--help"]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
