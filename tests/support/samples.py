@@ -37,6 +37,9 @@ case "$1" in
   silent) report "$@" ;;
   boasts) echo "Finished PCGR!" ;;
   refuses) echo "ERROR: tumor_site outside range" >&2; exit 1 ;;
+  logs) echo "2025-01-01 10:00:00 - pcgr-validate-arguments - INFO - no error so far"
+    for text in "" "tumor purity 7 is out of range" ""; do echo "2025-01-01 10:00:01 - pcgr-validate-arguments - ERROR - $text"; done
+    exit 1 ;;
   killed) kill -9 $$ ;;
   full) echo "write error: No space left on device"; exit 0 ;;
 esac
