@@ -299,7 +299,12 @@ def test_what_the_instance_is_given(account: Account, tmp_path: Path) -> None:
 def test_site_refuses_before_it_changes_anything(account: Account) -> None:
     notice = "The refrigerator keeps running."
     done = account.play(
-        "site.yml", pcgr_hosts="localhost", ansible_become=False, pcgr_assemblies=["hg19"], pcgr_failure_notice=notice
+        "site.yml",
+        extra=("--check",),  # this machine stays as it is even if nothing is refused
+        pcgr_hosts="localhost",
+        ansible_become=False,
+        pcgr_assemblies=["hg19"],
+        pcgr_failure_notice=notice,
     )
     assert done.returncode != 0
     assert "pcgr_assemblies: found hg19" in lines(done)
