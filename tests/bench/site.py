@@ -38,7 +38,7 @@ def main() -> int:
         road.prepare_images(log, status.update)
         key = road.make_key(folder / "key")
         with road.region(folder / "cloud", log) as environment:
-            settings = road.region_variables(environment, key) | {"consumer_queue_name": "pcgr"}
+            settings = road.key_variables(key) | {"consumer_queue_name": "pcgr"}
             for number in range(arguments.runs):
                 inventory = folder / f"{number}.json"
                 status.update(f"machine {number + 1} of {arguments.runs} boots")

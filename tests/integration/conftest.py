@@ -38,4 +38,4 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     road.prepare_images(log, print)
     key = road.make_key(folder / "key")
     with road.region(folder / "cloud", log) as environment:
-        yield Region(environment, folder, key, road.region_variables(environment, key))
+        yield Region(environment, folder, key, road.key_variables(key))
