@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import uuid
 from pathlib import Path
 
 MARK = "PCGR_TEST_RUN"  # in the environment of every process that a test run starts, with the run's own value
+GRACE_SECONDS = 2.0  # what was told to end, such as a region, may need a moment
 
 
 def restore_signals() -> None:
@@ -32,7 +34,10 @@ def mark() -> str:
 
 
 def kill_marked(value: str) -> list[str]:
-    """Kill every process with the mark; returns their command lines."""
+    """Kill every process with the mark that does not end by itself within GRACE_SECONDS; returns their command lines."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while _marked(value) and time.monotonic() < deadline:
+        time.sleep(0.1)
     found: dict[int, str] = {}
     while new := {pid: line for pid, line in _marked(value).items() if pid not in found}:
         for pid in new:

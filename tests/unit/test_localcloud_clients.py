@@ -5,6 +5,7 @@ A trap stands where the way out is: the proxy that the user's own environment na
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import socketserver
@@ -227,3 +228,51 @@ def test_hosts_of_aws(host: str) -> None:
 @pytest.mark.parametrize("host", ["notamazonaws.com", "amazonaws.com.example.org", "pypi.example", "127.0.0.1", ""])
 def test_other_hosts(host: str) -> None:
     assert not clients.is_aws(host)
+
+
+VARIABLES = """\
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - ansible.builtin.import_role: {name: umccr.pcgr.intake}
+    - ansible.builtin.copy:
+        dest: "{{ out }}"
+        content: "{{ {'mirror': pcgr_mirror_url, 'wheels': consumer_wheels_url, 'port': aws_ssh_port} | to_json }}"
+"""
+
+
+def playbook(environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the role intake with the variables that this project ships for a region."""
+    (folder / "play.yml").write_text(VARIABLES)
+    command = [AWS.with_name("ansible-playbook"), "-e", "@localcloud/vars.yml", "-e", f"out={folder / 'out.json'}"]
+    command += ["-e", "intake_name=vars", "-e", "intake_bucket=vars-bucket", folder / "play.yml"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_shipped_variables_let_a_bucket_take_samples(
+    region: dict[str, str], outer: dict[str, str], tmp_path: Path, trap: Trap
+) -> None:
+    trap.wanted.clear()
+    printed = in_shell(outer, "env -0").stdout.split("\0")
+    environment = dict(line.split("=", 1) for line in printed if line)
+    done = playbook(environment, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "out.json").read_text()) == {"mirror": None, "wheels": None, "port": 2222}
+    # not over HTTPS: the policy that the role makes elsewhere would refuse it
+    command = [AWS, "s3api", "put-object", "--bucket", "vars-bucket", "--key", "a-000001-somatic.tar.gz"]
+    sent = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert sent.returncode == 0, sent.stderr
+    policy = [AWS, "s3api", "get-bucket-policy", "--bucket", "vars-bucket"]
+    assert "SecureTransport" not in subprocess.run(policy, env=environment, capture_output=True, text=True).stdout  # noqa: PLW1510
+    assert trap.wanted == []
+
+
+def test_shipped_variables_without_a_region_are_refused(outer: dict[str, str], tmp_path: Path, trap: Trap) -> None:
+    """Otherwise the roles would work in AWS."""
+    trap.wanted.clear()
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "ap-southeast-2"}
+    done = playbook(outer | keys, tmp_path)
+    assert done.returncode != 0
+    assert "no region in the environment, run: eval" in done.stdout.replace("\n        ", " ")
+    assert trap.wanted == []
