@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-fast test-slow molecule bench lint format
+.PHONY: all help env demo test test-fast test-slow molecule bench docs lint format
 
 all: env help ## set the environment up, then show this help
 
@@ -31,6 +31,9 @@ molecule: env ## the roles in containers with systemd, part of test-slow (MOLECU
 
 bench: env ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
 	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
+
+docs: env ## write what is generated: tables in the roles' READMEs, and CHANGELOG.rst before the first release
+	@cd tests && ../$(BIN)/python -m support.role_readme && ../$(BIN)/python -m support.changelog
 
 lint: env ## every linter and type checker
 	ruff check .
