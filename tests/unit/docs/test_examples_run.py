@@ -23,7 +23,7 @@ def run(shown: Shown, folder: Path, *more: str) -> str:
     answer = subprocess.run(
         [BIN / shown.words[0], *shown.words[1:], *more],
         cwd=folder,
-        env=os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+        env=os.environ | {"COLUMNS": "200", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,
