@@ -26,6 +26,16 @@ VCF = (
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def unpack(folder: Path, *, archive: Path | None = None, layer: Any = None) -> None:
+    """Unpack a file or a stream with the system's tar: links are kept, and every Python does."""
+    folder.mkdir(exist_ok=True)
+    if archive is None:
+        archive = folder.with_suffix(".layer")
+        archive.write_bytes(layer.read())
+    command = ["tar", "--extract", "--no-same-owner", f"--directory={folder}", f"--file={archive}"]
+    subprocess.run(command, check=True)
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("mirror")
@@ -46,8 +56,7 @@ def inside(
     (mount / "out").chmod(0o777)
     (mount / "in.vcf").write_text(VCF)
     for archive, folder in ((build.BUNDLE, "bundle"), (build.VEP, "vep")):
-        with tarfile.open(out / archive) as stream:
-            stream.extractall(mount / folder, filter="data")
+        unpack(mount / folder, archive=out / archive)
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
         subprocess.run(["docker", "load", "-q", "-i", str(out / build.IMAGE)], check=True)
         flags = [
@@ -69,8 +78,7 @@ def inside(
         root = tmp_path_factory.mktemp("root")
         with tarfile.open(out / build.IMAGE) as stream:
             layer = stream.extractfile(json.load(stream.extractfile("manifest.json"))[0]["Layers"][0])  # type: ignore[arg-type]
-            with tarfile.open(fileobj=layer) as files:
-                files.extractall(root, filter="tar")
+            unpack(root, layer=layer)
         script = 'mount --bind "$1" "$2/mnt" && shift && root=$1 && shift && exec chroot "$root" "$@"'
         command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(mount), str(root)]
         command += ["/usr/bin/python3", "-c"]
@@ -145,15 +153,13 @@ def test_the_consumers_smoke_test_is_content_with_it(archives: tuple[Path, dict[
     (runtime / "envs" / "pcgrr").mkdir(parents=True)
     with tarfile.open(out / build.IMAGE) as stream:
         layer = stream.extractfile(json.load(stream.extractfile("manifest.json"))[0]["Layers"][0])  # type: ignore[arg-type]
-        with tarfile.open(fileobj=layer) as files:
-            files.extractall(tmp_path / "root", filter="tar")
+        unpack(tmp_path / "root", layer=layer)
     made = tmp_path / "root/opt/mambaforge/envs/pcgr"
     made.rename(prefix)
     for command in (prefix / "bin").iterdir():
         command.write_text(command.read_text().replace("/opt/mambaforge/envs/pcgr", str(prefix)))
     for archive, folder in ((build.BUNDLE, "bundle"), (build.VEP, "vep")):
-        with tarfile.open(out / archive) as stream:
-            stream.extractall(tmp_path / folder, filter="data")
+        unpack(tmp_path / folder, archive=out / archive)
     prefixes = {name: f"{runtime}/envs/{name}" for name in ("pcgr", "pcgrr")}
     record = {"kind": "conda", "image": str(runtime), "prefixes": prefixes, "locks": dict.fromkeys(prefixes, "0" * 64)}
     (tmp_path / "runtime.json").write_text(json.dumps(record))
