@@ -32,7 +32,7 @@ molecule: env ## the roles in containers with systemd (MOLECULE="default upgrade
 	@$(LEGS) $(addprefix molecule-,$(or $(MOLECULE),$(SCENARIOS)))
 
 bench: env ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
-	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
+	@PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
 
 lint: env ## every linter and type checker
 	ruff check .
