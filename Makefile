@@ -3,6 +3,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 LEGS := $(BIN)/python -m harness.legs
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
+BENCHES := $(filter-out server,$(sort $(notdir $(basename $(wildcard tests/bench/*.py)))))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
@@ -31,7 +32,9 @@ test-fast: env ## linters, unit and contract tests (about five minutes)
 molecule: env ## the roles in containers with systemd (MOLECULE="default upgrade": these scenarios only)
 	@$(LEGS) $(addprefix molecule-,$(or $(MOLECULE),$(SCENARIOS)))
 
-bench: env ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
+bench: ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
+	@case " $(BENCHES) " in *" $(or $(NAME),?) "*) ;; *) echo "make bench: NAME: found '$(NAME)', allowed one of: $(BENCHES)" >&2; exit 2;; esac
+	@$(MAKE) env
 	@PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
 
 lint: env ## every linter and type checker

@@ -24,6 +24,10 @@ options:
   directory:
     description: Folder of release files to read instead of the collection's own.
     type: path
+  explain:
+    description: Return in place of each release why it cannot be used, in one line, or an empty text if it can.
+    type: bool
+    default: false
 requirements:
   - PyYAML
   - jsonschema
@@ -40,6 +44,11 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ lookup('umccr.pcgr.release', 'newest').image.reference }}"
 
+- name: Refuse a release that cannot be used
+  ansible.builtin.assert:
+    that: lookup('umccr.pcgr.release', '2.3.2', explain=true) == ''
+    fail_msg: "{{ lookup('umccr.pcgr.release', '2.3.2', explain=true) }}"
+
 - name: Show which reference bundles two releases need
   ansible.builtin.debug:
     msg: "{{ query('umccr.pcgr.release', '2.2.5', '2.3.2') | map(attribute='bundle.date') }}"
@@ -47,9 +56,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: One mapping for each name, shaped like the release's file, with the whole dialect in C(dialect).
+  description: One mapping for each name, shaped like the release's file, with the whole dialect in C(dialect). With O(explain), one text.
   type: list
-  elements: dict
+  elements: raw
   sample:
     - release: "2.3.2"
       date: "2026-08-10"
@@ -73,11 +82,22 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._release import (
 class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no types
     """``lookup('umccr.pcgr.release', name)``."""
 
-    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, Any]]:
+    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[Any]:
         """Return one release for each name in ``terms``; ``AnsibleError`` of one line if one cannot be used."""
         self.set_options(var_options=variables, direct=kwargs)
         directory = self.get_option("directory")
+        if self.get_option("explain"):
+            return [_fault(str(term), directory) for term in terms or [NEWEST]]
         try:
             return [load_release(str(term), Path(directory) if directory else None) for term in terms or [NEWEST]]
         except ReleaseError as error:
             raise AnsibleError(str(error)) from error
+
+
+def _fault(name: str, directory: str | None) -> str:
+    """Why a release cannot be used, in one line; empty if it can."""
+    try:
+        load_release(name, Path(directory) if directory else None)
+    except ReleaseError as error:
+        return str(error)
+    return ""

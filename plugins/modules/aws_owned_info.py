@@ -9,8 +9,8 @@ module: aws_owned_info
 short_description: Tell which resources of an AWS account carry this collection's tag
 version_added: 1.0.0
 description:
-  - Looks at the named bucket, queues, role, key pair and security group, and at all instances, and tells of each whether it exists and
-    carries the tag C(umccr.pcgr) with the wanted value.
+  - Looks at the named bucket, queues, role, instance profile, key pair and security group, and at all instances, and tells of each whether it
+    exists and carries the tag C(umccr.pcgr) with the wanted value.
   - Roles refuse to take over what exists without the tag, and teardown removes only what carries it.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
@@ -32,11 +32,20 @@ options:
   role:
     description: Role to look at.
     type: str
+  instance_profile:
+    description: Instance profile to look at.
+    type: str
   key_name:
     description: Key pair to look at.
     type: str
   security_group:
-    description: Name of the security group to look at.
+    description: Name of the security group to look at, in one network only.
+    type: str
+  subnet:
+    description: Subnet whose network (VPC) the security group is looked for in.
+    type: str
+  vpc:
+    description: Network (VPC) that the security group is looked for in. Unset, that of O(subnet), else the default one.
     type: str
 extends_documentation_fragment:
   - amazon.aws.common.modules
@@ -60,6 +69,13 @@ resources:
   description: By kind and name, C(exists), C(ours); for the bucket also C(empty), for others C(id) where there is one.
   type: dict
   returned: always
+vpc: {description: "Network that the security group was looked for in; null when there is none.", type: str, returned: always}
+default_vpc: {description: "Default network of the region; null when there is none.", type: str, returned: always}
+our_security_groups:
+  description: Ids of all security groups of that name, in any network, that carry the tag with the wanted value.
+  type: list
+  elements: str
+  returned: always
 foreign: {description: "Resources that exist without the tag, one text each.", type: list, elements: str, returned: always}
 instances: {description: "Our instances that have not ended, with C(id) and C(state).", type: list, elements: dict, returned: always}
 """
@@ -75,6 +91,10 @@ from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleA
 
 TAG = "umccr.pcgr"
 NOT_THERE = {"exists": False, "ours": False}
+
+
+class NetworkError(Exception):
+    """The network that is asked for cannot be; the text is one line."""
 
 
 def tag_of(tags: list[dict[str, str]] | None) -> str | None:
@@ -138,13 +158,52 @@ def key_state(ec2: Any, name: str, wanted: str) -> dict[str, Any]:
     return {"exists": True, "ours": tag_of(found[0].get("Tags")) == wanted, "id": found[0]["KeyPairId"]}
 
 
-def group_state(ec2: Any, name: str, wanted: str) -> dict[str, Any]:
-    """State of a security group: ours when any of that name, in any network, is."""
-    found = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [name]}])["SecurityGroups"]
-    if not found:
-        return dict(NOT_THERE)
-    best = max(found, key=lambda group: tag_of(group.get("Tags")) == wanted)
-    return {"exists": True, "ours": tag_of(best.get("Tags")) == wanted, "id": best["GroupId"]}
+def profile_state(iam: Any, name: str, wanted: str) -> dict[str, Any]:
+    """State of an instance profile."""
+    try:
+        profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
+    except ClientError as error:
+        if absent(error, "NoSuchEntity"):
+            return dict(NOT_THERE)
+        raise
+    return {"exists": True, "ours": tag_of(profile.get("Tags")) == wanted, "id": profile["Arn"]}
+
+
+def network(ec2: Any, subnet: str | None, vpc: str | None) -> str | None:
+    """The network (VPC) that a machine would be in; None when none is named and there is no default one. Raises NetworkError."""
+    if subnet:
+        try:
+            found = str(ec2.describe_subnets(SubnetIds=[subnet])["Subnets"][0]["VpcId"])
+        except ClientError as error:
+            if not absent(error, "InvalidSubnetID.NotFound", "InvalidSubnetID.Malformed"):
+                raise
+            raise NetworkError(f"subnet {subnet} does not exist in this region") from None
+        if vpc and vpc != found:
+            raise NetworkError(f"subnet {subnet} is in {found}, not in {vpc}; name the subnet alone, or one of {vpc}")
+        return found
+    if vpc:
+        return vpc
+    return default_network(ec2)
+
+
+def default_network(ec2: Any) -> str | None:
+    """The default network (VPC) of the region; None when there is none."""
+    found = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    return str(found[0]["VpcId"]) if found else None
+
+
+def groups(ec2: Any, name: str) -> list[dict[str, Any]]:
+    """All security groups of a name, at most one in each network."""
+    pages = ec2.get_paginator("describe_security_groups").paginate(Filters=[{"Name": "group-name", "Values": [name]}])
+    return [group for page in pages for group in page["SecurityGroups"]]
+
+
+def group_state(found: list[dict[str, Any]], vpc: str | None, wanted: str) -> dict[str, Any]:
+    """State of the security group in a network. What other networks have under that name does not count."""
+    for group in found:
+        if group.get("VpcId") == vpc:
+            return {"exists": True, "ours": tag_of(group.get("Tags")) == wanted, "id": group["GroupId"]}
+    return dict(NOT_THERE)
 
 
 def instances(ec2: Any, wanted: str) -> list[dict[str, str]]:
@@ -173,10 +232,17 @@ def look(module: AnsibleAWSModule) -> dict[str, Any]:
     found["queue"] = {name: queue_state(sqs, name, wanted) for name in params["queues"]}
     if params["role"]:
         found["role"] = {params["role"]: role_state(module.client("iam"), params["role"], wanted)}
+    if params["instance_profile"]:
+        profile = params["instance_profile"]
+        found["instance profile"] = {profile: profile_state(module.client("iam"), profile, wanted)}
     if params["key_name"]:
         found["key pair"] = {params["key_name"]: key_state(ec2, params["key_name"], wanted)}
+    vpc, ours = None, []
     if params["security_group"]:
-        found["security group"] = {params["security_group"]: group_state(ec2, params["security_group"], wanted)}
+        vpc = network(ec2, params["subnet"], params["vpc"])
+        named = groups(ec2, params["security_group"])
+        found["security group"] = {params["security_group"]: group_state(named, vpc, wanted)}
+        ours = [group["GroupId"] for group in named if tag_of(group.get("Tags")) == wanted]
     foreign = [
         f"{kind} {name}"
         for kind, group in found.items()
@@ -188,6 +254,9 @@ def look(module: AnsibleAWSModule) -> dict[str, Any]:
         "partition": partition,
         "bucket": bucket,
         "resources": found,
+        "vpc": vpc,
+        "default_vpc": default_network(ec2),
+        "our_security_groups": ours,
         "foreign": foreign,
         "instances": instances(ec2, wanted),
     }
@@ -201,15 +270,22 @@ def main() -> None:
             "bucket": {"type": "str"},
             "queues": {"type": "list", "elements": "str", "default": []},
             "role": {"type": "str"},
+            "instance_profile": {"type": "str"},
             "key_name": {"type": "str", "no_log": False},
             "security_group": {"type": "str"},
+            "subnet": {"type": "str"},
+            "vpc": {"type": "str"},
         },
         supports_check_mode=True,
     )
     if not module.region:
-        module.fail_json(msg="no region is set; set aws_region or AWS_DEFAULT_REGION")
+        module.fail_json(
+            msg="no region is set; set aws_region, AWS_REGION, AWS_DEFAULT_REGION or a region in the AWS profile"
+        )
     try:
         answer = look(module)
+    except NetworkError as error:
+        module.fail_json(msg=str(error))
     except (BotoCoreError, ClientError) as error:
         module.fail_json_aws(error, msg="looking at the account")
     module.exit_json(changed=False, **answer)

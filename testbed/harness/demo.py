@@ -1,6 +1,7 @@
-"""The whole road on one machine: a region starts, a playbook makes a machine in it, a tarball becomes a report.
+"""The complete pipeline on one machine: a region starts, a playbook makes a machine in it, a tarball becomes a report.
 
-Exit codes: 0 the report is there and nothing was left behind, 1 a step failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 the report is there and nothing was left behind, 1 a step failed, 2 refused, nothing was started,
+130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-try:
-    import boto3
-    from rich.console import Console
-    from rich.table import Table
+import boto3
+from rich.markup import escape
+from rich.table import Table
 
-    from harness import region as harness
-except ImportError as error:
-    sys.exit(f"demo: {error}; run `make` first, then `. .venv/bin/activate`")
+from harness import region as harness
+from umccr_pcgr.client import cli, submission, wait
+from umccr_pcgr.client.store import Refused
+from umccr_pcgr.samples.naming import NameRefused
 
 EXAMPLE = harness.ROOT / "examples/demo-000001-somatic.tar.gz"
 NAME = "pcgr-demo"
@@ -32,7 +33,7 @@ RESULT_SECONDS = 600  # for one sample; the example takes about half a minute wi
 class Steps:
     """Shows the steps as they run and keeps their seconds."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: cli.Console) -> None:
         self.console = console
         self.seconds: list[tuple[str, float]] = []
 
@@ -105,37 +106,47 @@ def leftover_processes(directory: Path) -> list[str]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run() -> int:
+    """Do what the command line says; returns the exit code."""
+    parser = cli.Parser(prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=EXAMPLE, help="a sample tarball or a VCF (default: the example)")
     parser.add_argument("--cna", type=Path, help="allele-specific copy-number table for a VCF")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "demo", help="report, log and throwaway key go here")
     parser.add_argument("--assembly", choices=["grch37", "grch38"], default="grch38")
     arguments = parser.parse_args()
-    for file in filter(None, (arguments.input, arguments.cna)):
-        if not file.is_file():
-            parser.error(f"{file}: no such file")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    check(arguments)
     log = arguments.out / "demo.log"
     log.unlink(missing_ok=True)
-    console = Console(highlight=False)
+    console = cli.Console(highlight=False)
     console.print(f"Every detail goes to [bold]{log}[/]", soft_wrap=True)
     steps = Steps(console)
     try:
         report = walk(arguments, log, steps)
     except harness.StepFailed as error:
-        console.print(f"[red]✘[/] {error}", soft_wrap=True)
+        console.print(f"[red]✘[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("[red]✘[/] interrupted; the region and its machines have ended")
-        return 130
+        raise
     console.print(steps.table())
     console.print(f"Report: [bold]{report}[/]", soft_wrap=True)
     return 0
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse in the first second what would be refused when the machine is up, minutes later; creates the folder --out."""
+    ready = arguments.input.name.endswith(submission.TARBALL)
+    tables = {"cna": arguments.cna} if arguments.cna else {}
+    wanted = submission.Submission(
+        arguments.input, assembly=None if ready else arguments.assembly, tables=tables, release="rehearsal"
+    )
+    with tempfile.TemporaryDirectory(prefix="pcgr-demo-") as folder:
+        submission.prepare(wanted, Path(folder))
+    wait.check_folder(arguments.out)
+
+
 def walk(arguments: argparse.Namespace, log: Path, steps: Steps) -> Path:
-    """The road, step by step; returns the report's path."""
+    """Run the steps; returns the report's path."""
     directory = arguments.out / "region"
     with steps.step("make images ready (built once, then cached)") as progress:
         harness.prepare_images(log, progress)
@@ -145,7 +156,7 @@ def walk(arguments: argparse.Namespace, log: Path, steps: Steps) -> Path:
             environment = stack.enter_context(harness.region(directory, log))
             os.environ.update(environment)
             session = boto3.Session()
-        variables = harness.region_variables(environment, key) | {
+        variables = harness.key_variables(key) | {
             "aws_name": NAME,
             "aws_bucket": NAME,
             "pcgr_assemblies": [arguments.assembly],
@@ -169,16 +180,21 @@ def walk(arguments: argparse.Namespace, log: Path, steps: Steps) -> Path:
 
 def submit(arguments: argparse.Namespace, environment: dict[str, str], log: Path, progress: harness.Progress) -> Path:
     """Send the sample by scripts/submit, wait, unpack the result; returns the HTML report's path."""
-    command: list[str | Path] = [sys.executable, harness.ROOT / "scripts/submit", "--bucket", NAME, "--wait", "--force"]
-    command += ["--timeout", str(RESULT_SECONDS), "--out", arguments.out]
+    command: list[str | Path] = [
+        sys.executable,
+        harness.ROOT / "scripts/submit",
+        "--bucket",
+        NAME,
+        "--wait",
+        "--unpack",
+    ]
+    command += ["--force", "--timeout", str(RESULT_SECONDS), "--out", arguments.out, "--release", "rehearsal"]
     if not arguments.input.name.endswith(".tar.gz"):
         command += ["--assembly", arguments.assembly]
     command += ["--cna", arguments.cna] if arguments.cna else []
     for line in harness.follow([*command, arguments.input], log, what="reporting the sample", env=environment):
         progress(line)
     result = max(arguments.out.glob("*-output.tar.gz"), key=lambda path: path.stat().st_mtime)
-    with tarfile.open(result) as archive:
-        archive.extractall(arguments.out, filter="data")
     folder: Path = arguments.out / result.name.removesuffix("-output.tar.gz")
     reports = sorted(folder.glob("*.html"))
     if not reports:
@@ -186,5 +202,6 @@ def submit(arguments: argparse.Namespace, environment: dict[str, str], log: Path
     return reports[0]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main() -> int:
+    """Entry point of scripts/demo; returns the exit code."""
+    return cli.run("demo", run, (Refused, NameRefused))

@@ -22,6 +22,8 @@ from umccr_pcgr.samples.model import InputVersion
 from umccr_pcgr.samples.naming import Sample
 
 REGION = "ap-southeast-2"
+# A shell starts jobs in the background with SIGINT ignored, and the scripts respect that; with this before it a program does not.
+HEED_INTERRUPTS = ("env", "--default-signal=INT")
 
 
 class Cloud:

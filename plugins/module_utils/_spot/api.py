@@ -74,8 +74,9 @@ class Account:
         known = self.regions()
         for region in regions:
             if region not in known:
-                close = difflib.get_close_matches(region, known, 3) or known
-                raise SpotError(f"--region: found {region!r}, no such region; did you mean {' or '.join(close[:3])}?")
+                close = difflib.get_close_matches(region, known, 3)
+                hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(known)}"
+                raise SpotError(f"--region: found {region!r}, no such region; {hint}")
 
     def client(self, service: str, region: str) -> Any:
         """A client of a service; made here, one after the other, since a session is not for several threads."""

@@ -25,9 +25,10 @@ from support.samples import KEY, Make, ScriptedRuntime, release
 from umccr_pcgr.consumer import sqs, worker
 from umccr_pcgr.consumer.attempt import Context
 from umccr_pcgr.consumer.cli import runtime_of
-from umccr_pcgr.consumer.config import Image, Limits, QueueSettings, Settings
+from umccr_pcgr.consumer.config import Image, QueueSettings, Settings
 from umccr_pcgr.consumer.runtime import Job, Run, Runtime
 from umccr_pcgr.consumer.spool import SpoolQueue, SpoolStore
+from umccr_pcgr.samples.limits import Limits
 
 REGION = "ap-southeast-2"
 PACE = worker.Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)
@@ -218,8 +219,10 @@ def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsWorld]:
 
 @pytest.fixture(params=["spool", "sqs"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    """Both backends in turn."""
-    return SpoolWorld(tmp_path) if request.param == "spool" else SqsWorld(tmp_path, request.getfixturevalue("endpoint"))
+    """Both backends in turn, in a folder whose name looks like a part of an output's name."""
+    folder = tmp_path / "x.pcgr.y"
+    folder.mkdir()
+    return SpoolWorld(folder) if request.param == "spool" else SqsWorld(folder, request.getfixturevalue("endpoint"))
 
 
 class Metadata(ThreadingHTTPServer):

@@ -13,7 +13,7 @@ import pytest
 from umccr_pcgr.consumer import imds
 from umccr_pcgr.consumer.config import Image
 from umccr_pcgr.consumer.docker import DockerRuntime
-from umccr_pcgr.consumer.runtime import Job, log_tail, supervise
+from umccr_pcgr.consumer.runtime import Job, error_line, last_line, log_tail, supervise
 from umccr_pcgr.samples.model import Transient
 
 # Stands in for docker: says what it was called with, keeps one file per container, and runs as the file `mode` says.
@@ -137,6 +137,45 @@ def test_the_tail_of_a_log_is_bounded(tmp_path: Path) -> None:
     assert len(tail) == 40
     assert tail[0] == "199961"
     assert len(tail[-1]) == 500
+
+
+STAMP = "2025-01-01 10:00:00 - pcgr-main"
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "last"),
+    [
+        ([], None, "no output"),
+        (["", "  "], None, "no output"),
+        (["one", "two", ""], None, "two"),
+        # as PCGR's error_message logs: an empty line, the text, an empty line
+        (
+            [f"{STAMP} - ERROR - ", f"{STAMP} - ERROR - no such site", f"{STAMP} - ERROR - "],
+            f"{STAMP} - ERROR - no such site",
+            f"{STAMP} - ERROR - no such site",
+        ),
+        # of two errors the last; what is logged behind it is no error
+        (
+            [f"{STAMP} - ERROR - first", f"{STAMP} - ERROR - second", f"{STAMP} - INFO - closing", ""],
+            f"{STAMP} - ERROR - second",
+            f"{STAMP} - INFO - closing",
+        ),
+        # an error without a text is none
+        ([f"{STAMP} - INFO - begins", f"{STAMP} - ERROR -", ""], None, f"{STAMP} - INFO - begins"),
+        # PCGR's own words come before those of others; an INFO line that mentions errors is none
+        (
+            ["Error in library(pcgrr)", f"{STAMP} - ERROR - R failed ", "Execution halted"],
+            f"{STAMP} - ERROR - R failed",
+            "Execution halted",
+        ),
+        ([f"{STAMP} - INFO - no error", "Error in f(): x", "Execution halted"], "Error in f(): x", "Execution halted"),
+        ([f"{STAMP} - INFO - no error"], None, f"{STAMP} - INFO - no error"),
+        (["a text - with dashes -"], None, "a text - with dashes -"),
+    ],
+)
+def test_what_a_log_says_of_its_end(lines: list[str], error: str | None, last: str) -> None:
+    assert error_line(lines) == error
+    assert last_line(lines) == last
 
 
 # --- spot notices -------------------------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def test_the_sample_chooses_the_assembly(world: Any, make: Any) -> None:
         ("lies", "no closing line 'Finished PCGR!', no demo-000001-somatic.pcgr.grch38.conf.yaml"),
         ("silent", "pcgr failed: no closing line 'Finished PCGR!'; last line: pcgr starts"),
         ("boasts", "pcgr failed: no demo-000001-somatic.pcgr.grch38.conf.yaml"),
-        ("refuses", "exit code 1"),
+        ("refuses", "exit code 1, no closing line 'Finished PCGR!', no demo"),
+        ("refuses", "; error: ERROR: tumor_site outside range"),
+        ("logs", "; error: 2025-01-01 10:00:01 - pcgr-validate-arguments - ERROR - tumor purity 7 is out of range"),
     ],
 )
 def test_success_is_looked_at(world: Any, make: Any, mode: str, said: str) -> None:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import boto3
 import pytest
 from moto import mock_aws
 
+from harness import demo
 from support import ROOT
 
 
-@pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("demo_script", str(ROOT / "scripts/demo"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("demo_script", loader))  # type: ignore[arg-type]
-    loader.exec_module(module)
-    return module
-
-
-def test_a_process_of_the_region_is_found_and_others_are_not(demo: Any, tmp_path: Path) -> None:
+def test_a_process_of_the_region_is_found_and_others_are_not(tmp_path: Path) -> None:
     # the shell's word tells that the program with this command line runs: before, the process is a copy of this one
     program = ["sh", "-c", "echo; read line", str(tmp_path)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -42,7 +32,7 @@ def test_a_process_of_the_region_is_found_and_others_are_not(demo: Any, tmp_path
 
 
 @mock_aws
-def test_messages_left_are_counted_by_queue(demo: Any) -> None:
+def test_messages_left_are_counted_by_queue() -> None:
     session = boto3.Session("test", "test", region_name="ap-southeast-2")
     sqs = session.client("sqs")
     url = sqs.create_queue(QueueName="pcgr")["QueueUrl"]
@@ -61,15 +51,76 @@ def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def demo_refusal(tmp_path: Path, *arguments: str | Path) -> str:
+    """The one line with which the demo refuses before it starts anything."""
+    out = () if "--out" in arguments else ("--out", tmp_path / "out")
+    command = [sys.executable, ROOT / "scripts/demo", *out, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:  # it was not refused: nothing of what it has started may stay
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    assert (process.returncode, output) == (2, ""), output + errors
+    assert errors.startswith("demo: ") and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    return errors
+
+
+def test_what_submit_would_refuse_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    reads, vcf = tmp_path / "reads.bam", tmp_path / "patient.vcf"
+    reads.write_bytes(b"BAM")
+    assert "allowed: a tarball *.tar.gz, or a VCF" in demo_refusal(tmp_path, "--input", reads)
+    vcf.write_text("hello\n")
+    assert f"{vcf}: line 1: found 'hello'" in demo_refusal(tmp_path, "--input", vcf)
+    table = tmp_path / "cna.tsv"
+    table.write_text("Chromosome\tStart\n")
+    assert "ready tarball" in demo_refusal(tmp_path, "--cna", table)
+    assert "found a folder, allowed a file" in demo_refusal(tmp_path, "--input", tmp_path)
+    assert "--out: " in demo_refusal(tmp_path, "--out", reads)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("submit: reads.bam: not a sample\n  at the end\n", "submit: reads.bam: not a sample"),
+        (
+            "fatal: [i-1]: FAILED! =>\n    changed: false\n    msg: no space left\nPLAY RECAP\ni-1 : ok=3 failed=1\n",
+            "no space left",
+        ),
+        ("[ERROR]: couldn't resolve module\n", "[ERROR]: couldn't resolve module"),
+        ("Traceback\n  File x\nbotocore.exceptions.ClientError: denied\n", "botocore.exceptions.ClientError: denied"),
+    ],
+)
+def test_the_reason_of_a_failed_step_is_on_screen(tmp_path: Path, output: str, reason: str) -> None:
+    command = [sys.executable, "-c", "import sys; print(sys.argv[1], end=''); sys.exit(2)", output]
+    with pytest.raises(demo.harness.StepFailed) as failure:
+        demo.harness.run(command, tmp_path / "log", what="the step")
+    assert str(failure.value).startswith(f"the step failed (exit code 2): {reason}; the whole output is in ")
+
+
+def test_a_step_that_fails_silently_says_where_its_log_is(tmp_path: Path) -> None:
+    with pytest.raises(demo.harness.StepFailed, match=r"^the step failed \(exit code 1\); the whole output is in "):
+        demo.harness.run(["false"], tmp_path / "log", what="the step")
+
+
 @pytest.fixture
 def checkout() -> Iterator[Path]:
     """As much of the project as the bootstrap reads, where another user may read it (pytest's own folders are private)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        for part in ("scripts", "bin"):
+        for part in ("scripts", "bin", "python", "testbed"):
             (folder / part).mkdir()
-        for file in ("scripts/bootstrap", "requirements.txt", "bindep.txt"):
+        for file in (
+            "scripts/bootstrap",
+            "requirements.txt",
+            "bindep.txt",
+            "python/pyproject.toml",
+            "testbed/pyproject.toml",
+        ):
             shutil.copy(ROOT / file, folder / file)
         yield folder
 
@@ -103,3 +154,46 @@ def test_an_old_python_is_refused(checkout: Path) -> None:
     answer = bootstrap(checkout, installed, PYTHON=str(python))
     assert answer.returncode == 1
     assert "Python 3.9.2; Python 3.11 or newer is needed (set PYTHON=...)" in answer.stderr
+
+
+INSTALLED = "while [ $# -gt 0 ]; do echo installed $1; shift; done"
+
+
+def test_a_python_that_is_not_there_is_one_line(checkout: Path) -> None:
+    answer = bootstrap(checkout, INSTALLED, PYTHON="nosuchpython")
+    assert answer.returncode == 1
+    assert answer.stderr == "bootstrap: PYTHON: found 'nosuchpython', no such program; allowed: Python 3.11 or newer\n"
+
+
+def test_the_systems_python_comes_before_the_first_on_the_path(checkout: Path) -> None:
+    """Machines of CI have newer ones on their path than users."""
+    other = checkout / "bin/python3"
+    other.write_text(f'#!/bin/sh\necho used >>{checkout}/other\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    system = Path("/usr/bin/python3")
+    command = [system, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    good = system.exists() and subprocess.run(command, check=False).returncode == 0
+    answer = bootstrap(checkout, INSTALLED)  # ends at the consumer's folder, which is not in this checkout
+    assert answer.returncode != 0 and "pyproject.toml" in answer.stderr
+    assert (checkout / "other").exists() is not good
+
+
+def test_an_environment_of_another_python_is_made_again(checkout: Path) -> None:
+    """Two interpreters of one version in two places; pip is a stand-in that only keeps count."""
+    consumer = checkout / "roles/consumer/files/pcgr_consumer"
+    consumer.mkdir(parents=True)
+    (consumer / "pyproject.toml").write_text("")
+    for name in ("one", "two"):
+        python = checkout / f"bin/{name}"
+        python.write_text(
+            '#!/bin/sh\ncase "$1$2" in --version) echo Python 3.11.2;; -mvenv) rm -rf .venv; mkdir -p .venv/bin;'
+            " printf '#!/bin/sh\\n' >.venv/bin/pip; chmod +x .venv/bin/pip; echo made >>made;;"
+            f" *base_prefix*) echo 3.11.2 /opt/{name};; esac\n"
+        )
+        python.chmod(0o755)
+    counts = []
+    for name in ("one", "one", "two"):
+        answer = bootstrap(checkout, INSTALLED, PYTHON=str(checkout / f"bin/{name}"))
+        assert answer.returncode == 0, answer.stderr
+        counts.append((checkout / "made").read_text().count("made"))
+    assert counts == [1, 1, 2]

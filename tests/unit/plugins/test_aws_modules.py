@@ -156,6 +156,7 @@ def test_ours_and_others_are_told_apart(value: str | None) -> None:
     s3.put_bucket_tagging(Bucket="demo-bucket", Tagging={"TagSet": tags})
     boto3.client("sqs", region_name=REGION).create_queue(QueueName="demo", tags=plain)
     boto3.client("iam").create_role(RoleName="demo-machine", AssumeRolePolicyDocument="{}", Tags=tags)
+    boto3.client("iam").create_instance_profile(InstanceProfileName="demo-machine", Tags=tags)
     for kind, make in {
         "key-pair": lambda spec: ec2().create_key_pair(KeyName="demo", TagSpecifications=spec),
         "security-group": lambda spec: ec2().create_security_group(
@@ -163,12 +164,80 @@ def test_ours_and_others_are_told_apart(value: str | None) -> None:
         ),
     }.items():
         make([{"ResourceType": kind, "Tags": tags}])
-    answer = owned(bucket="demo-bucket", queues=["demo"], role="demo-machine", key_name="demo", security_group="demo")
+    answer = owned(
+        bucket="demo-bucket",
+        queues=["demo"],
+        role="demo-machine",
+        instance_profile="demo-machine",
+        key_name="demo",
+        security_group="demo",
+    )
     states = [state for group in answer["resources"].values() for state in group.values()]
-    assert len(states) == 5
+    assert len(states) == 6
     assert all(state["exists"] for state in states)
     assert {state["ours"] for state in states} == {value == "demo"}
-    assert len(answer["foreign"]) == (0 if value == "demo" else 5)
+    assert len(answer["foreign"]) == (0 if value == "demo" else 6)
+
+
+def group_of(vpc: str, value: str | None) -> str:
+    """A security group called demo in a network; with our tag when there is a value."""
+    tags = [{"Key": "umccr.pcgr", "Value": value}] if value else [{"Key": "Name", "Value": "demo"}]
+    made = ec2().create_security_group(
+        GroupName="demo",
+        Description="x",
+        VpcId=vpc,
+        TagSpecifications=[{"ResourceType": "security-group", "Tags": tags}],
+    )
+    return str(made["GroupId"])
+
+
+@pytest.fixture
+def networks() -> tuple[str, str, str]:
+    """The default network, another one, and a subnet of the other one."""
+    (default,) = (vpc["VpcId"] for vpc in ec2().describe_vpcs()["Vpcs"])
+    other = ec2().create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2().create_subnet(VpcId=other, CidrBlock="10.9.1.0/24")["Subnet"]["SubnetId"]
+    return default, other, subnet
+
+
+@pytest.mark.parametrize("by", ["subnet", "vpc"])
+def test_our_group_elsewhere_does_not_hide_a_strangers_group(networks: tuple[str, str, str], by: str) -> None:
+    default, other, subnet = networks
+    ours, theirs = group_of(default, "demo"), group_of(other, None)
+    answer = owned(security_group="demo", **{by: subnet if by == "subnet" else other})
+    assert answer["vpc"] == other
+    assert answer["resources"]["security group"]["demo"] == {"exists": True, "ours": False, "id": theirs}
+    assert answer["foreign"] == ["security group demo"]
+    assert answer["our_security_groups"] == [ours]
+
+
+def test_a_strangers_group_elsewhere_does_not_count(networks: tuple[str, str, str]) -> None:
+    default, other, _subnet = networks
+    group_of(other, None)
+    answer = owned(security_group="demo")
+    assert answer["vpc"] == default
+    assert (answer["foreign"], answer["our_security_groups"]) == ([], [])
+    ours = group_of(default, "demo")
+    assert owned(security_group="demo")["resources"]["security group"]["demo"]["id"] == ours
+
+
+def test_a_network_that_cannot_be_is_one_line(networks: tuple[str, str, str]) -> None:
+    default, _other, subnet = networks
+    for more, said in (
+        ({"subnet": "subnet-0123abcd"}, "subnet-0123abcd"),
+        ({"subnet": subnet, "vpc": default}, default),
+    ):
+        answer = owned(security_group="demo", **more)
+        assert answer["failed"] and said in answer["msg"] and "\n" not in answer["msg"]
+
+
+def test_no_default_network_is_no_error() -> None:
+    for group in ec2().describe_subnets()["Subnets"]:
+        ec2().delete_subnet(SubnetId=group["SubnetId"])
+    (vpc,) = ec2().describe_vpcs()["Vpcs"]
+    ec2().delete_vpc(VpcId=vpc["VpcId"])
+    answer = owned(security_group="demo")
+    assert (answer["vpc"], answer["foreign"]) == (None, [])
 
 
 def test_bucket_with_a_hidden_version_is_not_empty() -> None:

@@ -13,7 +13,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils import _release as rele
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umccr_pcgr.consumer.dialect import ConfigError, Inputs, arguments, assembly_of
+from umccr_pcgr.samples.dialect import ConfigError, Inputs, arguments, assembly_of
 
 IN = "/mnt/pcgr_inputs"
 VCF = Inputs(vcf=f"{IN}/a.vcf.gz", cna=None, fusion=None, expression=None)

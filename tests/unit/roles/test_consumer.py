@@ -63,6 +63,44 @@ def test_who_makes_namespaces_sees_all_of_proc_and_is_bounded(units: dict[str, l
         assert {"MemoryMax=6G", "CPUQuota=200%", "TasksMax=512", "OOMPolicy=continue"} < set(units[kind])
 
 
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, set()),
+        ({"consumer_max_age_hours": 24}, set()),
+        ({"consumer_poweroff_when_drained": True}, {"pcgr-drained.path"}),
+        (
+            {"consumer_poweroff_when_drained": True, "consumer_max_age_hours": 24},
+            {"pcgr-drained.path", "pcgr-max-age.timer"},
+        ),
+    ],
+)
+def test_a_host_is_powered_off_only_when_asked_for(tmp_path: Path, settings: dict[str, Any], wanted: set[str]) -> None:
+    source = ROLE / "templates/etc/systemd/system/pcgr-consumer.service.j2"
+    task = {"ansible.builtin.template": {"src": str(source), "dest": f"{tmp_path}/unit", "mode": "0644"}}
+    files = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
+    done = play(tmp_path, [task | {"vars": settings}], vars_files=files)
+    assert done.returncode == 0, done.stdout
+    (wants,) = [line for line in (tmp_path / "unit").read_text().splitlines() if line.startswith("Wants=")]
+    assert set(wants.partition("=")[2].split()) - {"network-online.target"} == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, True),
+        ({"consumer_queue_kind": "spool"}, False),
+        ({"consumer_queue_region": "eu-west-2"}, False),
+        ({"aws_region": "eu-west-2"}, False),
+    ],
+)
+def test_no_region_of_a_queue_is_assumed(tmp_path: Path, settings: dict[str, Any], refused: bool) -> None:
+    role = {"name": "umccr.pcgr.consumer", "tasks_from": "queue"}
+    done = play(tmp_path, [{"ansible.builtin.include_role": role}], vars=settings)
+    assert (done.returncode != 0) is refused, done.stdout
+    assert ("consumer_queue_region: found none, allowed " in " ".join(done.stdout.split())) is refused
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_systemd_knows_every_setting(units: dict[str, list[str]], tmp_path: Path, kind: str) -> None:
     elsewhere = ("Requires=", "After=", "Wants=", "ExecStart=")

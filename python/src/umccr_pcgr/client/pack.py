@@ -18,12 +18,13 @@ from typing import Any
 import pysam
 import tomllib
 
+from umccr_pcgr.client import options
 from umccr_pcgr.client.store import Refused
-from umccr_pcgr.consumer.config import Limits
 from umccr_pcgr.samples.checks import check_vcf, read_toml, sort_files
 from umccr_pcgr.samples.genome import LENGTHS
+from umccr_pcgr.samples.limits import Limits
 from umccr_pcgr.samples.model import Permanent
-from umccr_pcgr.samples.naming import Kind
+from umccr_pcgr.samples.naming import Kind, Sample
 from umccr_pcgr.samples.unpack import unpack
 
 VCF_ENDINGS = (".vcf.gz", ".vcf.bgz", ".vcf")
@@ -62,12 +63,14 @@ def stem(path: Path) -> str:
     raise Refused(f"{path}: not a sample; allowed: a tarball *.tar.gz, or a VCF *{', *'.join(VCF_ENDINGS)}")
 
 
-def pack(wish: Wish, base: str, folder: Path, tarball: Path) -> list[str]:
-    """Make `tarball` in the work folder `folder`, its members called `base`.*; returns notes for the user.
+def pack(wish: Wish, sample: Sample, spoken: Mapping[str, Any], folder: Path, tarball: Path) -> list[str]:
+    """Make `tarball` in the work folder `folder`, its members called after the batch; returns notes for the user.
 
-    Refused with one line when a file is not what it should be.
+    `spoken` is the dialect that the options are checked against. Refused with one line when a file or an option is not what it
+    should be.
     """
     notes: list[str] = []
+    base = sample.batch
     members = [folder / f"{base}.vcf.gz", folder / f"{base}.vcf.gz.tbi"]
     document = _document(wish)
     plain = _plain(wish.vcf, folder / f"{base}.vcf")
@@ -87,6 +90,10 @@ def pack(wish: Wish, base: str, folder: Path, tarball: Path) -> list[str]:
         members.append(_plain(source, folder / f"{base}.{kind}.tsv"))
         _check_table(source, members[-1], COLUMNS[kind])
     _complete(document, wish.kind, header, notes)
+    try:
+        options.check(spoken, sample, document, {kind: f"{base}.{kind}.tsv" for kind in wish.tables})
+    except options.OptionRefused as refusal:
+        raise Refused(f"{_origin(wish, str(refusal))}: {refusal}") from None
     members.append(folder / f"{base}.toml")
     members[-1].write_text(toml_text(document), encoding="utf-8")
     _tar(members, tarball)
@@ -200,6 +207,15 @@ def _document(wish: Wish) -> dict[str, Any]:
     return document
 
 
+def _origin(wish: Wish, refusal: str) -> str:
+    """Where the user wrote the option that a refusal begins with."""
+    key = refusal.partition(":")[0].rpartition(".")[2]
+    spelt = [setting for setting in wish.settings if key and key in setting.partition("=")[0].replace("-", "_")]
+    if spelt:
+        return f"--set {spelt[-1]}"
+    return str(wish.config) if wish.config else str(wish.vcf)
+
+
 def _value(text: str) -> Any:
     """6 -> number, true -> flag, anything that is no TOML value -> text."""
     with suppress(tomllib.TOMLDecodeError):
@@ -268,7 +284,9 @@ def _tar(members: list[Path], tarball: Path) -> None:
                 archive.addfile(member, data)
 
 
-def look(tarball: Path, kind: Kind, assembly: str | None, folder: Path) -> list[tuple[str, int]]:
+def look(
+    tarball: Path, sample: Sample, assembly: str | None, spoken: Mapping[str, Any], folder: Path
+) -> list[tuple[str, int]]:
     """Unpack and check a tarball as the consumer will; returns its members (name, bytes).
 
     `folder` must not exist yet. Refused with the consumer's own words when it would refuse the sample.
@@ -288,7 +306,11 @@ def look(tarball: Path, kind: Kind, assembly: str | None, folder: Path) -> list[
         stated = document.get("genome_assembly") or assembly
         if stated not in (None, *LENGTHS):
             raise Refused(f"{tarball}: {files.toml}: genome_assembly: found {stated!r}; allowed: {', '.join(LENGTHS)}")
-        _fitting(folder / files.vcf, stated, kind)
+        tables = {"cna": files.cna, "fusions": files.fusion, "expression": files.expression}
+        options.check(spoken, sample, document, {kind: name for kind, name in tables.items() if name})
+        _fitting(folder / files.vcf, stated, sample.kind)
+    except options.OptionRefused as refusal:
+        raise Refused(f"{tarball}: {files.toml or 'sample'}: {refusal}") from None
     except Permanent as error:
         raise Refused(f"{tarball}: {str(error).removeprefix(f'{tarball}: ')}") from None
     except OSError as error:

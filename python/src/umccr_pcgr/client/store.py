@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from boto3.exceptions import RetriesExceededError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, ResponseStreamingError
+from botocore.exceptions import ConnectionError as NotConnected
 
+from umccr_pcgr.client.cli import check_endpoint_variables, shown
 from umccr_pcgr.samples.naming import Role, Sample, classify
 
 SINGLE_PUT_MAX = 5 << 30  # bytes that S3 takes in one PutObject
 LOOKERS = 16  # parallel requests for the details of many samples
 CHUNK = 1 << 20
+# What S3 and its look-alikes answer when they want to be asked again, beside every answer from 500 on.
+BUSY = frozenset({"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException"})
+# What the kernel reports of a network file system whose server is away.
+AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 Progress = Callable[[int], None]  # told the number of bytes done so far
 State = Literal["queued", "running", "done", "failed"]
@@ -32,6 +40,14 @@ State = Literal["queued", "running", "done", "failed"]
 
 class Refused(Exception):
     """The user asked for something that cannot be done; the text is one line. Exit code 2."""
+
+
+class Unreachable(Refused):
+    """The bucket or spool does not answer; the same request may succeed later."""
+
+
+class MaybeStored(Exception):
+    """The connection was lost while a sample was sent; the text is one line that says what to do. Exit code 3."""
 
 
 class Exists(Refused):
@@ -101,9 +117,23 @@ def aws_errors(what: str) -> Iterator[None]:
         yield
     except ClientError as error:
         found = error.response["Error"]
-        raise Refused(f"{what}: {found.get('Message') or 'refused'} ({found.get('Code')})") from error
-    except BotoCoreError as error:
+        code = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+        later = code >= 500 or code == 429 or found.get("Code") in BUSY
+        text = f"{what}: {found.get('Message') or 'refused'} ({found.get('Code')})"
+        raise (Unreachable if later else Refused)(text) from error
+    except (NotConnected, HTTPClientError, ResponseStreamingError, RetriesExceededError) as error:
+        raise Unreachable(f"{what}: {' '.join(str(error).split())}") from error
+    except (BotoCoreError, ValueError) as error:  # ValueError: a bucket's or an address's form
         raise Refused(f"{what}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def disk_errors(what: Path) -> Iterator[None]:
+    """Turn what the file system raises into Refused with one line, Unreachable where its server is away."""
+    try:
+        yield
+    except OSError as error:
+        raise (Unreachable if error.errno in AWAY else Refused)(shown(error, what)) from error
 
 
 class _Reader(io.BufferedReader):
@@ -124,6 +154,7 @@ class Bucket:
 
     def __init__(self, name: str, endpoint_url: str | None) -> None:
         self._name = name
+        check_endpoint_variables(os.environ, Refused)
         with aws_errors(f"bucket {name}"):
             self._s3 = boto3.client("s3", endpoint_url=endpoint_url)
             self._s3.head_bucket(Bucket=name)
@@ -149,9 +180,7 @@ class Bucket:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                     return None
                 raise
-        version = head.get("VersionId")
-        identity = f"version:{version}" if version and version != "null" else f"etag:{head['ETag'].strip(chr(34))}"
-        return Entry(key, head["LastModified"], identity, head["Metadata"])
+        return Entry(key, head["LastModified"], _identity(head), head["Metadata"])
 
     def document(self, key: str) -> dict[str, Any]:
         with aws_errors(self.address(key)):
@@ -159,10 +188,9 @@ class Bucket:
                 body = self._s3.get_object(Bucket=self._name, Key=key)["Body"].read()
             except self._s3.exceptions.NoSuchKey:
                 return {}
-        return _json_object(body)
+        return json_object(body)
 
     def put(self, path: Path, sample: Sample, *, force: bool, progress: Progress) -> Entry:
-        key = sample.input_key
         if path.stat().st_size > SINGLE_PUT_MAX:
             raise Refused(
                 f"{path}: found {path.stat().st_size} bytes; allowed: {SINGLE_PUT_MAX} (S3's limit for one upload)"
@@ -170,116 +198,70 @@ class Bucket:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         condition: dict[str, Any] = {} if force else {"IfNoneMatch": "*"}
+        try:
+            return self._put(path, sample, digest.hexdigest(), progress, condition)
+        except Unreachable as lost:
+            raise MaybeStored(
+                f"{lost}; it is not known whether {sample.name} was stored: send it again with --number {sample.number}, "
+                "which is refused if it was"
+            ) from lost
+
+    def _put(self, path: Path, sample: Sample, digest: str, progress: Progress, condition: Mapping[str, Any]) -> Entry:
+        key = sample.input_key
         with aws_errors(self.address(key)), _Reader(path, progress) as body:
             try:
-                self._s3.put_object(
+                answer = self._s3.put_object(
                     Bucket=self._name,
                     Key=key,
                     Body=body,
                     ChecksumAlgorithm="SHA256",
-                    ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
-                    Metadata={"sha256": digest.hexdigest()},
+                    ChecksumSHA256=base64.b64encode(bytes.fromhex(digest)).decode(),
+                    Metadata={"sha256": digest},
                     ContentType="application/gzip",
                     **condition,
                 )
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                    if entry := self._stored_before(error, sample, digest):
+                        return entry
                     raise Exists(f"{self.address(key)} is there already; --force replaces it") from None
                 raise
-        return self.entry(sample, "input") or _gone(self.address(key))
+        return self._stored(answer, sample)
+
+    def _stored(self, answer: Mapping[str, Any], sample: Sample) -> Entry:
+        """The input that was just stored; from the answer itself where the store does not let us look or is away again."""
+        try:
+            if found := self.entry(sample, "input"):
+                return found
+        except Refused:
+            pass
+        else:
+            raise Refused(f"{self.address(sample.input_key)}: removed by somebody right after it was stored")
+        date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return Entry(sample.input_key, date.astimezone(UTC), _identity(answer))
+
+    def _stored_before(self, error: ClientError, sample: Sample, digest: str) -> Entry | None:
+        """The input that an earlier try of the same request stored, whose answer was lost; None if somebody else's is there."""
+        if not error.response["ResponseMetadata"].get("RetryAttempts"):
+            return None
+        found = self.entry(sample, "input")
+        return found if found and (found.labels or {}).get("sha256") == digest else None
 
     def download(self, sample: Sample, folder: Path) -> Path:
         key = sample.result_key
-        with aws_errors(self.address(key)), _whole(folder / key.rpartition("/")[2]) as path:
+        with aws_errors(self.address(key)), complete_file(folder / key.rpartition("/")[2]) as path:
             self._s3.download_file(self._name, key, str(path))
         return folder / key.rpartition("/")[2]
 
 
-class Spool:
-    """A spool folder (see the consumer's spool.py): inbox/ claimed/ done/ failed/."""
-
-    _FOLDERS: Mapping[Role, str] = {"input": "inbox", "result": "done", "failed": "failed", "running": "claimed"}
-
-    def __init__(self, root: Path) -> None:
-        if not (root / "inbox").is_dir():
-            raise Refused(f"{root}: no spool; allowed: a folder that holds inbox/")
-        self._root = root
-
-    def _path(self, key: str) -> Path:
-        of = classify(key)
-        return self._root / (self._FOLDERS[of[1]] if of else "inbox") / key
-
-    def address(self, key: str) -> str:
-        return str(self._path(key))
-
-    def _files(self) -> Iterator[tuple[str, Path, bool]]:
-        """Every file as (key, path, whether a machine holds it)."""
-        for folder in ("inbox", "done", "failed"):
-            for path in (self._root / folder).rglob("*.*"):
-                yield path.relative_to(self._root / folder).as_posix(), path, False
-        for path in (self._root / "claimed").rglob("*"):
-            if path.name == "key":
-                with suppress(OSError):  # the machine may be done with it by now
-                    yield path.read_text(encoding="utf-8"), path.with_name("input"), True
-            else:
-                yield path.relative_to(self._root / "claimed").as_posix(), path, False
-
-    def entries(self, prefix: str) -> list[tuple[Sample, Role, Entry]]:
-        found = []
-        for key, path, claimed in self._files():
-            of = classify(key)
-            if of and key.startswith(prefix):
-                with suppress(FileNotFoundError):
-                    found.append((*of, Entry(key, _modified(path), claimed=claimed)))
-        return found
-
-    def entry(self, sample: Sample, role: Role) -> Entry | None:
-        key = sample.key(role)
-        if role != "input":
-            with suppress(FileNotFoundError):
-                return Entry(key, _modified(self._path(key)))
-            return None
-        found = [entry for of, what, entry in self.entries(key) if (of, what) == (sample, role)]
-        return max(found, key=lambda entry: entry.modified, default=None)
-
-    def document(self, key: str) -> dict[str, Any]:
-        try:
-            return _json_object(self._path(key).read_bytes())
-        except FileNotFoundError:
-            return {}
-
-    def put(self, path: Path, sample: Sample, *, force: bool, progress: Progress) -> Entry:
-        target = self._path(sample.input_key)
-        if not force and self.entry(sample, "input"):
-            raise Exists(f"{sample.name} is in the spool {self._root} already; --force sends it again")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _whole(target, replace=force) as fresh, path.open("rb") as source, fresh.open("wb") as out:
-                while chunk := source.read(CHUNK):
-                    out.write(chunk)
-                    progress(out.tell())
-        except FileExistsError:
-            raise Exists(f"{target} is there already; --force replaces it") from None
-        except OSError as error:
-            raise Refused(f"{error.filename or target}: {error.strerror}") from None
-        return Entry(sample.input_key, _modified(target))
-
-    def download(self, sample: Sample, folder: Path) -> Path:
-        source = self._path(sample.result_key)
-        with _whole(folder / source.name) as path:
-            shutil.copyfile(source, path)
-        return folder / source.name
+def _identity(answer: Mapping[str, Any]) -> str:
+    """Which version of an object an answer of S3 is about, as in the labels of results."""
+    version = answer.get("VersionId")
+    return f"version:{version}" if version and version != "null" else f"etag:{answer['ETag'].strip(chr(34))}"
 
 
-def _modified(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-
-
-def _gone(address: str) -> Entry:
-    raise Refused(f"{address}: removed by somebody right after it was stored")
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`; empty when it is none."""
     try:
         document = json.loads(data)
     except ValueError:
@@ -288,8 +270,8 @@ def _json_object(data: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def _whole(target: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A hidden file beside `target` that takes its name only when the block ends well; FileExistsError unless `replace`."""
+def complete_file(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a hidden file beside `target` that takes its name only when the block ends well; FileExistsError unless `replace`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.fchmod(handle, 0o640)

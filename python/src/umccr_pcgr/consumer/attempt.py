@@ -16,15 +16,15 @@ from typing import Any, Literal, Protocol
 
 from umccr_pcgr import __version__
 from umccr_pcgr.samples import checks, clock, naming
+from umccr_pcgr.samples.dialect import ConfigError, Inputs, arguments, assembly_of
 from umccr_pcgr.samples.model import InputRef, InputVersion, Permanent, Stopped, Transient
 from umccr_pcgr.samples.unpack import unpack
 
 from .config import Image, Settings
-from .dialect import ConfigError, Inputs, arguments, assembly_of
 from .pack import as_json, pack
 from .publish import Verdict, publish, standing
 from .queue import Store
-from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Run, Runtime, log_tail
+from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Run, Runtime, error_line, last_line, log_tail
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Attempt:
     def run(self, *, give_up: str | None = None) -> End:
         """`give_up`: report this as the failure instead of trying."""
         own = any(self.ref.key.endswith(naming.ENDINGS[role]) for role in ("result", "failed", "running"))
-        if own or naming.is_note(self.ref.key):
+        if self.context.store.echoes and (own or naming.is_note(self.ref.key)):
             return "ignored"  # our own objects, seen through an event source without a filter
         try:
             with _disk():
@@ -294,7 +294,7 @@ class Attempt:
         if result.code == 0 and closed and not missing and not result.overtime:
             return
         self._keep_log(job.log, sample)
-        last = next((line.strip() for line in reversed(tail) if line.strip()), "no output")
+        last = last_line(tail)
         if result.overtime:
             limit = self.context.settings.timeout_seconds
             raise Permanent("run", f"{sample.command} ran longer than {limit} s; last line: {last}", tail)
@@ -311,7 +311,9 @@ class Attempt:
         faults = [f"exit code {result.code}"] if result.code else []
         faults += [] if closed else [f"no closing line {success['closing']!r}"]
         faults += [f"no {prefix}{end}" for end in missing]
-        raise Permanent("run", f"{sample.command} failed: {', '.join(faults)}; last line: {last}", tail)
+        said = error_line(tail)
+        why = f"error: {said}" if said else f"last line: {last}"
+        raise Permanent("run", f"{sample.command} failed: {', '.join(faults)}; {why}", tail)
 
     def _keep_log(self, source: Path, sample: naming.Sample) -> None:
         """For the operator: the whole log of a run that failed; the oldest ones go."""

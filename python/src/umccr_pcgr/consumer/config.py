@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from umccr_pcgr.samples.limits import Limits
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -22,19 +24,6 @@ SQS_TIMEOUT_MAX = 11 * 3600
 
 class SettingsError(ValueError):
     """A settings file is wrong; one line naming the file, the field, what was found and what is allowed."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of one sample: of its container (memory, cpus, pids) and of its tarball (the rest, sizes in bytes)."""
-
-    memory: str = "6g"
-    cpus: float = 2
-    pids: int = 512
-    members: int = 16
-    unpacked_bytes: int = 8 << 30
-    ratio: int = 200  # unpacked : packed; a VCF as text packs about 10-30 : 1
-    free_bytes: int = 2 << 30  # room for the tool's output, asked of the work disk beside the input's own
 
 
 @dataclass(frozen=True)

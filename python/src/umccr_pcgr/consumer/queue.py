@@ -39,6 +39,8 @@ class Queue(Protocol):
 class Store(Protocol):
     """Objects with conditional writes. Every method may raise :class:`~.model.Transient`."""
 
+    echoes: bool  # whether an event source may show what was published as if it were an input
+
     def head(self, ref: InputRef) -> InputVersion | None:
         """The version `ref` names (the newest when it names none); None when it does not exist any more."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ BUNDLE, VEP, INPUTS, OUTPUTS = (
 WORK_PREFIX = "attempt-"  # of folders in work_dir; the consumer wipes them when it starts
 LOOK_SECONDS = 0.2  # between looks at a running tool
 COMMAND_SECONDS = 120  # of one command other than a run; removing a busy container may take a while
+_LOGGED = re.compile(r"(?:^| - )(DEBUG|INFO|WARNING|ERROR|CRITICAL) -(?: (.*))?$")  # a line of PCGR's log
 SAID = 300  # characters of a program's own complaint, which may come in several lines
 
 
@@ -99,3 +101,29 @@ def log_tail(path: Path, lines: int = 40, width: int = 500) -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(line[:width] for line in text.splitlines()[-lines:])
+
+
+def error_line(lines: Iterable[str]) -> str | None:
+    """The line of a log that says what went wrong, or None.
+
+    PCGR logs an error as three lines, of which only the middle one has a text behind `` - ERROR - `` (its function
+    ``error_message``); the last such text counts. What is not from its log (argparse, R, a shell) has the word somewhere.
+    """
+    logged, others = None, None
+    for line in map(str.strip, lines):
+        match = _LOGGED.search(line)
+        if match and match[1] in ("ERROR", "CRITICAL") and (match[2] or "").strip():
+            logged = line
+        elif not match and "error" in line.lower():
+            others = line
+    return logged or others
+
+
+def last_line(lines: Iterable[str]) -> str:
+    """The last line with a text; a line of PCGR's log may have none."""
+    last = "no output"
+    for line in map(str.strip, lines):
+        match = _LOGGED.search(line)
+        if line and not (match and not (match[2] or "").strip()):
+            last = line
+    return last

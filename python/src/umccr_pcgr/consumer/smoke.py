@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from umccr_pcgr.samples.dialect import Inputs, arguments
 from umccr_pcgr.samples.model import Transient
 
 from .attempt import wipe
 from .config import Image, Settings
-from .dialect import Inputs, arguments
-from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Runtime, log_tail
+from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Runtime, error_line, last_line, log_tail
 
 RECORD = "smoke.sha256"  # in state_dir
 STAMP = ".umccr.pcgr.json"  # says what a folder was made from; modules databundle and python_app write it
@@ -116,12 +116,9 @@ def _silence(log: Path) -> str:
 
 
 def _last(text: str) -> str:
-    """The last line that says something; of several, one that tells of an error."""
-    # a log line of PCGR that ends in its dash has no text
-    lines = [line.strip() for line in text.splitlines() if not line.rstrip().endswith("-") and line.strip()] or [
-        "no output"
-    ]
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])[:SHOWN]
+    """What an answer says: its error, else its last line."""
+    lines = text.splitlines()
+    return (error_line(lines) or last_line(lines))[:SHOWN]
 
 
 def _versions(release: Mapping[str, Any]) -> Iterator[Question]:

@@ -6,6 +6,9 @@
 ``done/``     results, and the tarballs they are of.
 ``failed/``   failure reports, and their tarballs.
 
+A tarball is never moved over a file: where its name is taken, the claim's version is put into it. What cannot be claimed (its
+folder belongs to somebody else, say) is logged once and left where it is; it neither stops the others nor counts as work.
+
 Claiming and taking over are renames, of which the file system lets one win. A first result is published by linking, which fails
 if the name is taken; an older one is replaced under a lock that the kernel drops with its holder.
 """
@@ -17,7 +20,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import tarfile
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from umccr_pcgr.samples import clock
+from umccr_pcgr.samples.inflate import Inflater
 from umccr_pcgr.samples.model import (
     Claim,
     Conflict,
@@ -43,6 +46,7 @@ from umccr_pcgr.samples.model import (
 )
 from umccr_pcgr.samples.naming import ENDINGS
 
+from .places import CLAIM, OF_ONE_FILE, Skipped, free_places, move, place
 from .publish import from_labels
 from .queue import Outcome
 
@@ -50,6 +54,7 @@ FOLDERS = ("inbox", "claimed", "done", "failed")
 VISIBILITY = 300.0  # seconds without a heartbeat after which a claim may be taken over
 SETTLE = 5.0  # seconds since the last write before a file in the inbox counts as whole
 BUCKET = "spool"  # what stands for a bucket in reports
+RATIO = 2000  # output : input; gzip reaches 1032
 PROVENANCE_FIRST = 1 << 20  # bytes; provenance.json is a result's first member and far smaller
 CHUNK = 1 << 20
 
@@ -62,7 +67,12 @@ def _touching(stage: str) -> Iterator[None]:
         raise Transient(stage, f"{error.filename or 'spool'}: {error.strerror}") from error
 
 
-_CLAIM = re.compile(r"(?P<version>[0-9]{16})\.(?P<receives>[0-9]+)\.[0-9a-f]{16}")
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Alone among all consumers of a spool while names in ``done/`` and ``failed/`` are looked at and taken."""
+    with (root / "done" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
@@ -75,12 +85,17 @@ class _Held:
 
     @classmethod
     def read(cls, path: Path) -> _Held | None:
-        match = _CLAIM.fullmatch(path.name)
+        match = CLAIM.fullmatch(path.name)
         return cls(path, match["version"], int(match["receives"])) if match else None
 
     @classmethod
     def new(cls, parent: Path, version: str, receives: int) -> _Held:
         return cls(parent / f"{version}.{receives}.{secrets.token_hex(8)}", version, receives)
+
+    @property
+    def name(self) -> Path:
+        """What stays the same from one holder to the next."""
+        return self.path.parent / self.version
 
     def key(self) -> str:
         """The tarball's path in the inbox; FileNotFoundError when the claim is gone or was never complete."""
@@ -101,6 +116,8 @@ class SpoolQueue:
         self._settle = settle
         self.visibility = visibility
         self.max_receives: int | None = max_receives
+        self._skipped = Skipped()
+        self._skipped_claims = Skipped()
         with _touching("queue"):
             for name in FOLDERS:
                 (root / name).mkdir(mode=0o770, parents=True, exist_ok=True)
@@ -120,54 +137,100 @@ class SpoolQueue:
             now = self._now()
             return self._claim_waiting(now) or self._take_over(now)
 
-    def _waiting(self) -> list[Path]:
-        inbox, found = self._root / "inbox", []
-        for folder, folders, names in os.walk(inbox):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
+    def _waiting(self) -> list[tuple[float, Path]]:
+        """The inbox's files with their modification times. Not os.walk: it is recursive before Python 3.12, and hides errors."""
+        inbox = self._root / "inbox"
+        found: list[tuple[float, Path]] = []
+        seen: set[Path] = set()
+        folders = [inbox]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    listed = [entry for entry in entries if not entry.name.startswith(".")]
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if folder == inbox:
+                    raise
+                self._skipped.add(folder, error)
+                continue
+            for entry in listed:
+                path = Path(entry.path)
+                seen.add(path)
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif not (entry.is_symlink() and os.path.isdir(path)):  # noqa: PTH112  (Path.is_dir may raise)
+                        found.append((entry.stat(follow_symlinks=False).st_mtime, path))
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._skipped.add(path, error)
+        self._skipped.keep(seen)
         return found
 
     def _claim_waiting(self, now: float) -> Claim | None:
-        aged = []
-        for path in self._waiting():
-            with suppress(FileNotFoundError):
-                modified = path.lstat().st_mtime
-                if not 0 <= now - modified < self._settle:
-                    aged.append((modified, path))
-        for _, path in sorted(aged):
-            key = path.relative_to(self._root / "inbox").as_posix()
-            received = clock.now()
-            held = _Held.new(self._root / "claimed", f"{int(self._now() * 1e6):016d}", 1)
-            held.path.mkdir(mode=0o700)
-            (held.path / "key").write_bytes(os.fsencode(key))
-            try:
-                path.rename(held.path / "input")
-            except FileNotFoundError:  # another worker was faster
+        aged = [(modified, path) for modified, path in self._waiting() if not 0 <= now - modified < self._settle]
+        held: _Held | None = None
+        failure: OSError | None = None
+        try:
+            for _, path in sorted(aged):
+                key = path.relative_to(self._root / "inbox").as_posix()
+                if not held:
+                    held = _Held.new(self._root / "claimed", f"{int(self._now() * 1e6):016d}", 1)
+                    held.path.mkdir(mode=0o700)
+                received = clock.now()
+                (held.path / "key").write_bytes(os.fsencode(key))
+                try:
+                    path.rename(held.path / "input")
+                except FileNotFoundError:  # another worker was faster
+                    continue
+                except OSError as error:
+                    if error.errno in OF_ONE_FILE:
+                        self._skipped.add(path, error)
+                    else:
+                        failure = failure or error
+                    continue
+                self._skipped.discard(path)
+                claimed, held = held, None
+                return self._claimed(claimed, key, received)
+        finally:
+            if held:
                 held.clear()
-                continue
-            return self._claimed(held, key, received)
+        if failure:
+            raise failure
         return None
 
     def _take_over(self, now: float) -> Claim | None:
         """A claim whose holder was silent for the whole visibility; only one worker's rename finds it."""
-        for path in sorted((self._root / "claimed").iterdir()):
-            old = _Held.read(path)
-            if not old:
-                continue
-            held = _Held.new(path.parent, old.version, old.receives + 1)
+        claims = [held for path in sorted((self._root / "claimed").iterdir()) if (held := _Held.read(path))]
+        self._skipped_claims.keep({old.name for old in claims})
+        for old in claims:
             try:
-                if now - path.stat().st_mtime < self.visibility:
-                    continue
-                received = clock.now()
-                os.utime(path)  # before the rename: a fresh claim must never look old
-                path.rename(held.path)
-            except FileNotFoundError:
-                continue
-            if not os.path.lexists(held.path / "input"):  # its holder was killed before the file came or after it went
-                held.clear()
-                continue
-            return self._claimed(held, held.key(), received)
+                if claim := self._overdue(old, now):
+                    self._skipped_claims.discard(old.name)
+                    return claim
+            except OSError as error:
+                if error.errno not in OF_ONE_FILE | {errno.ENOENT}:
+                    raise
+                self._skipped_claims.add(old.name, error)
         return None
+
+    def _overdue(self, old: _Held, now: float) -> Claim | None:
+        held = _Held.new(old.path.parent, old.version, old.receives + 1)
+        try:
+            if now - old.path.stat().st_mtime < self.visibility:
+                return None
+            received = clock.now()
+            os.utime(old.path)  # before the rename: a fresh claim must never look old
+            old.path.rename(held.path)
+        except FileNotFoundError:
+            return None
+        if not os.path.lexists(held.path / "input"):  # its holder was killed before the file came or after it went
+            held.clear()
+            return None
+        return self._claimed(held, held.key(), received)
 
     def _claimed(self, held: _Held, key: str, received: float) -> Claim:
         exhausted = self.max_receives is not None and held.receives > self.max_receives
@@ -194,21 +257,24 @@ class SpoolQueue:
         assert held  # noqa: S101  (the handle was made here)
         with _touching("queue"):
             try:
-                target = self._root / outcome / held.key()
-                target.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
-                (held.path / "input").replace(target)
+                key = held.key()
+                with _locked(self._root):
+                    move(held.path / "input", free_places(self._root, outcome, key, held.version))
             except FileNotFoundError:
                 raise LeaseLost("another worker has taken the claim over") from None
             held.clear()
 
     def unfinished(self) -> int:
         with _touching("queue"):
-            held = sum(1 for path in (self._root / "claimed").iterdir() if _Held.read(path))
-            return len(self._waiting()) + held
+            claims = [held for path in (self._root / "claimed").iterdir() if (held := _Held.read(path))]
+            waiting = [path for _, path in self._waiting() if path not in self._skipped]
+            return len(waiting) + sum(1 for held in claims if held.name not in self._skipped_claims)
 
 
 class SpoolStore:
     """The store side of a spool. A published object says in itself which input version it is of."""
+
+    echoes = False  # nothing that is published comes back as an input: it lies in other folders
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -223,10 +289,10 @@ class SpoolStore:
 
     def _place(self, key: str) -> Path:
         if key.endswith(ENDINGS["failed"]):
-            return self._root / "failed" / key
+            return place(self._root / "failed", key)
         if key.endswith(ENDINGS["running"]):
-            return self._root / "claimed" / key
-        return self._root / "done" / key
+            return place(self._root / "claimed", key)
+        return place(self._root / "done", key)
 
     def head(self, ref: InputRef) -> InputVersion | None:
         with _touching("fetch"):
@@ -254,6 +320,8 @@ class SpoolStore:
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENXIO):
                     raise Permanent("fetch", f"{version.key}: not a regular file") from None
+                if error.errno in (errno.EACCES, errno.EPERM):
+                    raise Permanent("fetch", f"{version.key}: the consumer's user may not read the file") from None
                 raise
             digest, count = hashlib.sha256(), 0
             with os.fdopen(source, "rb") as reader, target.open("wb") as writer:
@@ -288,8 +356,7 @@ class SpoolStore:
             fresh = target.with_name(f".{secrets.token_hex(8)}.new")
             try:
                 _copy(path, fresh)
-                with (self._root / "done" / ".lock").open("a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                with _locked(self._root):
                     if tag is None:
                         os.link(fresh, target)
                     elif not target.exists() or _tag(target) != tag:
@@ -333,16 +400,26 @@ def _copy(source: Path, target: Path) -> None:
 def _document(path: Path) -> dict[str, Any]:
     """The failure report, or the provenance that is a result's first member; empty when it is neither."""
     try:
-        if path.name.endswith(".json"):
-            document = json.loads(path.read_bytes())
-        else:
-            with tarfile.open(path, "r|gz") as archive:
-                first = archive.next()
-                file = archive.extractfile(first) if first and first.size < PROVENANCE_FIRST else None
-                document = json.loads(file.read()) if file else {}
-    except (tarfile.TarError, ValueError, EOFError):
+        document = json.loads(path.read_bytes() if path.name.endswith(".json") else _first_member(path))
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _first_member(path: Path) -> bytes:
+    """The content of a result's first member, which is a small regular file, else ValueError.
+
+    A single header is decoded, not read as an archive: what somebody else put there may be hostile, and the standard library
+    keeps extension records of any size in memory; before CVE-2024-6232 was mended, its time for them grew with their square.
+    """
+    with Inflater(path, PROVENANCE_FIRST, RATIO) as stream:
+        try:
+            header = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ValueError(str(error)) from None
+        if header.type != tarfile.REGTYPE or not 0 < header.size < PROVENANCE_FIRST - tarfile.BLOCKSIZE:
+            raise ValueError("no provenance")
+        return stream.read(header.size)
 
 
 def _labels_in(document: Mapping[str, Any]) -> dict[str, str]:

@@ -25,8 +25,12 @@ LINE_MAX = 16 << 20  # bytes; a line of a cohort of thousands is below 1 MB, PCG
 # The empty block that ends a BGZF file (SAM specification, section 4.1.2): without it the file was cut at a block's edge.
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 BGZF_START = re.compile(rb"\x1f\x8b\x08\x04.{8}BC\x02\x00", re.DOTALL)
-_CONTIG = re.compile(r"##contig=<(?:.*,)?ID=([^,>]+).*?[,<]length=(\d+)")
-_VERSION = re.compile(r"##fileformat=VCFv4\.(\d+)\s*")
+# Every expression and loop here takes time in proportion to the text: a sample may be hostile, and neither the lease nor a stop
+# waits. Numbers are bounded because reading decimal digits takes the square of their count.
+_VERSION = re.compile(r"##fileformat=VCFv4\.([0-9]{1,3})\s*")
+CONTIG = "##contig=<"
+DIGITS_MAX = 10  # of a position or length; VCF's are below 2^31
+TOML_LINE_MAX = 1000  # characters; the parser's time for one dotted key grows with the square of its parts
 VERSION_MIN = 2  # PCGR reads VCF 4.2 and newer
 
 
@@ -74,11 +78,52 @@ def _refusal(reason: str) -> Permanent:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The sample's own settings; Permanent naming file, line and column for a syntax error."""
+    """The sample's own settings; Permanent naming file, line and column for a syntax error, or a line that is too long."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        for number, line in enumerate(text.split("\n"), 1):
+            if len(line) > TOML_LINE_MAX:
+                raise _refusal(
+                    f"{path.name}: line {number}: found {len(line)} characters, allowed: at most {TOML_LINE_MAX}"
+                )
+        return tomllib.loads(text)
     except ValueError as error:
         raise _refusal(f"{path.name}: not valid TOML: {error}") from None
+
+
+def header_fields(line: str) -> Iterator[tuple[str, str]]:
+    """The fields of a structured header line, ``##key=<ID=value,Description="value, quoted">``, in their order.
+
+    A field without "=" has the value "". Quoted values come without their quotes, escapes as they are.
+    """
+    at, end = line.find("<") + 1, len(line)
+    while 0 < at < end:
+        stop = _found(line, ",", at)
+        equals = line.find("=", at, stop)
+        if equals < 0:
+            yield line[at:stop].partition(">")[0], ""
+        elif line.startswith('"', equals + 1):
+            close = _closing_quote(line, equals + 2)
+            yield line[at:equals], line[equals + 2 : close]
+            stop = _found(line, ",", close)
+        else:
+            yield line[at:equals], line[equals + 1 : stop].partition(">")[0]
+        at = stop + 1
+
+
+def _found(line: str, what: str, at: int) -> int:
+    place = line.find(what, at)
+    return len(line) if place < 0 else place
+
+
+def _closing_quote(line: str, at: int) -> int:
+    """Where the quote ends whose text begins at `at`; the line's end if it never does."""
+    while (close := _found(line, '"', at)) < len(line):
+        text = line[at:close]
+        if (len(text) - len(text.rstrip("\\"))) % 2 == 0:  # an odd number of backslashes escapes the quote
+            break
+        at = close + 1
+    return close
 
 
 def check_vcf(
@@ -155,19 +200,24 @@ class _Vcf:
         return variants
 
     def _lines(self) -> Iterator[bytes]:
-        rest = b""
+        parts: list[bytes] = []  # of a line that goes on in the next chunk; joined once
+        held = 0  # bytes of `parts`
         while chunk := self.stream.read(CHUNK):
             self.pulse()
-            lines = (rest + chunk).split(b"\n")
-            rest = lines.pop()
+            *lines, rest = chunk.split(b"\n")
+            if lines:
+                lines[0] = b"".join([*parts, lines[0]])
+                parts, held = [], 0
             for line in lines:
                 self.number += 1
                 yield line
-            if len(rest) > LINE_MAX:
+            parts.append(rest)
+            held += len(rest)
+            if held > LINE_MAX:
                 raise Unreadable(f"line {self.number + 1}: longer than {LINE_MAX} bytes")
-        if rest:
+        if last := b"".join(parts):
             self.number += 1
-            yield rest
+            yield last
 
     def _header(self) -> None:
         for raw in self.lines:
@@ -175,12 +225,27 @@ class _Vcf:
             if self.number == 1:
                 self._check_version(line)
             elif line.startswith("##"):
-                if (match := _CONTIG.match(line)) and (chromosome := primary(match[1])):
-                    self.contigs[chromosome] = int(match[2])
+                if line.startswith(CONTIG):
+                    self._note_contig(line)
             else:
                 self._check_columns(line)
                 return
         raise Unreadable("empty file" if not self.number else f"line {self.number}: the file ends within its header")
+
+    def _note_contig(self, line: str) -> None:
+        found: dict[str, str] = {}
+        for name, value in header_fields(line):
+            found.setdefault(name, value.strip())
+            if "ID" in found and "length" in found:
+                break
+        chromosome, length = primary(found.get("ID", "")), found.get("length", "")
+        if not chromosome or not (length.isascii() and length.isdigit()):
+            return
+        if len(length) > DIGITS_MAX:
+            raise Unreadable(
+                f"line {self.number}: length of contig {chromosome}: found {len(length)} digits, allowed: at most {DIGITS_MAX}"
+            )
+        self.contigs[chromosome] = int(length)
 
     @staticmethod
     def _check_version(line: str) -> None:
@@ -189,16 +254,17 @@ class _Vcf:
             raise Unreadable(f"line 1: found {line[:60]!r}, allowed: ##fileformat=VCFv4.{VERSION_MIN} or newer")
 
     def _check_columns(self, line: str) -> None:
-        columns = line.split("\t")
+        columns = line.split("\t", len(COLUMNS) + 1)  # a hostile line may hold millions
         if columns[: len(COLUMNS)] != COLUMNS or columns[len(COLUMNS) :][:1] not in ([], ["FORMAT"]):
             raise Unreadable(
                 f"line {self.number}: found the columns {line[:80]!r}, "
                 f"allowed: {' '.join(COLUMNS)} [FORMAT sample], separated by tabs"
             )
-        samples = max(0, len(columns) - len(COLUMNS) - 1)
+        count = line.count("\t") + 1
+        samples = max(0, count - len(COLUMNS) - 1)
         if self.single_sample and samples > 1:
             raise Unreadable(f"line {self.number}: {samples} samples; allowed for a normal (CPSR): one")
-        self.columns = len(columns)
+        self.columns = count
 
     def _body(self) -> int:
         variants = 0
@@ -209,8 +275,10 @@ class _Vcf:
                 raise Unreadable(
                     f"line {self.number}: {line.count(bytes([9])) + 1} columns, the header has {self.columns}"
                 )
-            if not fields[1].isdigit():
-                raise Unreadable(f"line {self.number}: POS {fields[1][:20]!r}, allowed: a whole number")
+            if not fields[1].isdigit() or len(fields[1]) > DIGITS_MAX:
+                raise Unreadable(
+                    f"line {self.number}: POS {fields[1][:20]!r}, allowed: a whole number of at most {DIGITS_MAX} digits"
+                )
             if chromosome := known.get(fields[0]):
                 variants += 1
                 position = int(fields[1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +28,7 @@ ENDINGS: dict[str, int | None] = {
     ".cna.tsv": None,
     ".fusions.tsv": None,
     ".expression.tsv": None,
-    ".toml": 1 << 20,
+    ".toml": 64 << 10,  # options take a few kB; the time of the parser may grow faster than the text
 }
 EXTENSION_MAX = 64 << 10  # bytes of one pax record block; real ones hold a few hundred
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
@@ -44,7 +44,10 @@ _TYPES = {
     tarfile.GNUTYPE_LONGNAME: "an entry with a long name",
     tarfile.GNUTYPE_LONGLINK: "a link with a long name",
 }
-_HARMFUL_PAX = re.compile(rb"[0-9]+ (path|size|linkpath|GNU\.sparse[^=]*)=")
+EXTENSIONS_PER_MEMBER = 4  # tools write one, and one for the whole archive
+_HARMFUL_PAX = (b"path", b"size", b"linkpath")
+_SPARSE_PAX = b"GNU.sparse"
+_LENGTH_DIGITS = len(str(EXTENSION_MAX))
 
 
 def ending_of(name: str) -> str | None:
@@ -89,14 +92,17 @@ class _Extraction:
         self.limit = limit
         self.pulse = pulse
         self.names: list[str] = []
+        self.extensions = 0
 
     def run(self) -> list[str]:
         while header := self._header():
+            self.pulse()
             if header.type in _PAX:
                 self._skip_pax(header)
             else:
                 self._member(header)
         while rest := self.stream.read(CHUNK):  # to the end, for gzip's checksum; padding is zeros
+            self.pulse()
             if rest.strip(b"\0"):
                 raise Unreadable("data after the end of the tar archive")
         if not self.names:
@@ -122,11 +128,13 @@ class _Extraction:
         """Read over times and attributes; refuse what would rename or resize the next member behind its header."""
         if not 0 <= header.size <= EXTENSION_MAX:
             raise Unreadable(f"an extension record of {header.size} bytes; allowed: {EXTENSION_MAX}")
-        records = self._exactly(_padded(header.size))[: header.size]
-        if harmful := _HARMFUL_PAX.search(records):
-            raise Unreadable(
-                f"an extension record sets {harmful[1].decode()!r}; allowed: names of up to 100 characters"
-            )
+        self.extensions += 1
+        if self.extensions > EXTENSIONS_PER_MEMBER * self.members:
+            raise Unreadable(f"more than {EXTENSIONS_PER_MEMBER * self.members} extension records")
+        for key in _pax_keys(self._exactly(_padded(header.size))[: header.size]):
+            if key in _HARMFUL_PAX or key.startswith(_SPARSE_PAX):
+                shown = ascii(key[:100].decode("utf-8", "replace"))
+                raise Unreadable(f"an extension record sets {shown}; allowed: names of up to 100 characters")
 
     def _member(self, header: tarfile.TarInfo) -> None:
         name = header.name
@@ -163,6 +171,20 @@ class _Extraction:
     @staticmethod
     def _refuse(name: str, reason: str) -> NoReturn:
         raise Unreadable(f"member {name[:100]!a}: {reason}")
+
+
+def _pax_keys(records: bytes) -> Iterator[bytes]:
+    """The keys of a pax block of records ``<length> <key>=<value>\\n``, the length being the whole record's; Unreadable if damaged."""
+    at = 0
+    while at < len(records):
+        blank = records.find(b" ", at, at + _LENGTH_DIGITS + 1)
+        digits = records[at:blank] if blank > at else b""
+        stop = at + int(digits) if digits.isdigit() else at
+        equals = records.find(b"=", blank, stop)
+        if equals < 0 or not blank < stop <= len(records) or records[stop - 1 : stop] != b"\n":
+            raise Unreadable("damaged extension record")
+        yield records[blank + 1 : equals]
+        at = stop
 
 
 def _padded(size: int) -> int:

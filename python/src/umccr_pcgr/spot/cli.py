@@ -6,7 +6,7 @@
     scripts/spot_price record prices.json -r ap-southeast-2       store prices, add to them later
     scripts/spot_price backtest                                   how good the advice would have been
 
-Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted. Details: docs/spot.md.
+Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM. Details: docs/spot.md.
 """
 
 from __future__ import annotations
@@ -18,30 +18,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-try:
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot import advice as spot
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot import api as spot_api
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot import history as spot_history
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot import legacy as spot_legacy
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot import record as spot_record
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot.estimate import Work
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import HOUR
-    from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError, parse_time
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import advice as spot
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import api as spot_api
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import history as spot_history
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import legacy as spot_legacy
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import record as spot_record
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.estimate import Work
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import HOUR
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError, parse_time
+from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from umccr_pcgr.spot import output as spot_output
-except ImportError as error:
-    sys.exit(f"spot_price: {error}; run make, then . .venv/bin/activate")
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for what is wrong, without the usage in front."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"spot_price: {message}\n")
+from umccr_pcgr.client import cli as pcgr_cli
+from umccr_pcgr.spot import output as spot_output
 
 
 def moment(text: str) -> float:
@@ -84,7 +74,7 @@ def common(parser: argparse._ActionsContainer) -> None:
 
 
 def rank_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = pcgr_cli.Parser(
         prog="spot_price",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -124,7 +114,7 @@ def rank_parser() -> argparse.ArgumentParser:
     work.add_argument("--max-price", type=number, metavar="USD", help="a cap, to see what it would do (default: none)")
     shown = parser.add_argument_group("output")
     shown.add_argument("--format", choices=["table", "json", "csv", "tsv"], default="table")
-    shown.add_argument("--top", type=int, default=20, metavar="N", help="rows shown, 0: all (20)")
+    shown.add_argument("--top", type=pcgr_cli.whole(0), default=20, metavar="N", help="rows shown, 0: all (20)")
     shown.add_argument("--plot", metavar="FILE", help="picture (png, svg, pdf): prices, cost against odds")
     shown.add_argument("--explain", action="store_true", help="say how the figures come about")
     shown.add_argument("-h", "--help", action="help", help="show this")
@@ -136,30 +126,21 @@ def rank_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["record"]:
-            run_record(argv[1:])
-        elif argv[:1] == ["backtest"]:
-            run_backtest(argv[1:])
-        else:
-            arguments = rank_parser().parse_args(argv)
-            (run_legacy if arguments.mode == "legacy" else run_rank)(arguments)
-    except SpotError as refusal:
-        print(f"spot_price: {refusal}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+def run(argv: list[str]) -> int:
+    """Do what the command line says; returns the exit code."""
+    if argv[:1] == ["record"]:
+        run_record(argv[1:])
+    elif argv[:1] == ["backtest"]:
+        run_backtest(argv[1:])
+    else:
+        arguments = rank_parser().parse_args(argv)
+        pcgr_cli.check_endpoint_variables(os.environ, SpotError)
+        (run_legacy if arguments.mode == "legacy" else run_rank)(arguments)
     return 0
 
 
 @contextmanager
-def fetching(console: Console) -> Iterator[spot_api.Progress]:
+def fetching(console: pcgr_cli.Console) -> Iterator[spot_api.Progress]:
     """Shows on stderr how many records have come from each region."""
     with Progress(
         SpinnerColumn(),
@@ -200,9 +181,9 @@ def run_rank(arguments: argparse.Namespace) -> None:
         from umccr_pcgr.spot import plot as spot_plot
 
         spot_plot.check(arguments.plot)
-    with fetching(Console(stderr=True)) as told:
+    with fetching(pcgr_cli.Console(stderr=True)) as told:
         choice, found = spot.decide(inputs, wish, arguments.now or time.time(), told)
-    console = Console(highlight=False)
+    console = pcgr_cli.Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160  # a pipe has no width of its own
     spot_output.show(choice, arguments.format, arguments.top, console)
@@ -236,7 +217,7 @@ def run_legacy(arguments: argparse.Namespace) -> None:
         spot_api.add_zones(evidence, account, arguments.region[0])
         zones = set(evidence.zones)
         start = now - arguments.hours * HOUR
-        with fetching(Console(stderr=True)) as told:
+        with fetching(pcgr_cli.Console(stderr=True)) as told:
             records = spot_api.price_history(
                 account,
                 arguments.region,
@@ -272,19 +253,20 @@ def run_legacy(arguments: argparse.Namespace) -> None:
 
 
 def run_record(argv: list[str]) -> None:
-    parser = Parser(
+    parser = pcgr_cli.Parser(
         prog="spot_price record",
         description="Stores spot prices in FILE; run again, it adds what is new, without gaps or repeats (AWS keeps 90 days).",
     )
     parser.add_argument("file", metavar="FILE")
     common(parser)
     arguments = parser.parse_args(argv)
+    pcgr_cli.check_endpoint_variables(os.environ, SpotError)
     if not arguments.region:
         raise SpotError("--region is missing")
     account = spot_api.Account(arguments.profile)
     account.check(arguments.region)
     product = spot_history.plain_product(arguments.product_description or "Linux/UNIX")
-    with fetching(Console(stderr=True)) as told:
+    with fetching(pcgr_cli.Console(stderr=True)) as told:
         for region in arguments.region:
             before, after = spot_record.record(
                 arguments.file,
@@ -301,10 +283,15 @@ def run_record(argv: list[str]) -> None:
 def run_backtest(argv: list[str]) -> None:
     from umccr_pcgr.spot import backtest as spot_backtest
 
-    parser = Parser(
+    parser = pcgr_cli.Parser(
         prog="spot_price backtest",
         description=spot_backtest.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     spot_backtest.add_arguments(parser)
     spot_backtest.run(parser.parse_args(argv))
+
+
+def main() -> int:
+    """Entry point of `pcgr-spot`; returns the exit code."""
+    return pcgr_cli.run("spot_price", lambda: run(sys.argv[1:]), (SpotError,), closed=0)
