@@ -47,12 +47,13 @@ def run(folder: Path, *chosen: Leg) -> tuple[int, dict[str, Any], list[legs.Resu
     return code, {result.leg.name: result.outcome for result in made.results}, made.results
 
 
-def test_unknown_leg_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert legs.main(["packr", "lint"]) == 2
+@pytest.mark.parametrize("name", ["packr", "molecule-nosuch"])
+def test_unknown_leg_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert legs.main([name, "lint"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith("LEG: found packr, allowed lint fast instance ")
+    assert line.startswith(f"LEG: found {name}, allowed lint fast instance ")
 
 
 def test_each_outcome(leg: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
