@@ -104,7 +104,13 @@ LEGS = [
     Leg("packer", "Packer's amazon plugin bakes in the local region", "instances", (file("packer"),)),
     Leg("rehearsal", "The rehearsal image, built and run", "host", (file("rehearsal_image"),), standard=True),
     *sorted(molecule_legs(), key=lambda leg: not leg.standard),
-    Leg("registry", "Images pulled from a registry that works, lies or is dead", "host", (file("runtime_registry"),)),
+    Leg(
+        "registry",
+        "Images pulled from a registry that works, lies or is dead",
+        "host",
+        (file("runtime_registry"),),
+        standard=True,
+    ),
     Leg("runtime-role", "Role runtime with conda and Apptainer", "host", (file("runtime_role"),)),
     Leg("data-volume", "Data volumes on loop devices", "host", (file("data_volume"),)),
     Leg("kill-sweep", "Installations killed at any moment", "host", ("-m", "slow", "tests/unit")),
@@ -183,7 +189,7 @@ class Run:
         for leg in legs:
             if self.stopped.is_set():
                 return
-            self.console.print(f"{time.strftime('%H:%M:%S')} {leg.name}: started")
+            self.console.print(f"{time.strftime('%H:%M:%S')} {leg.name}: {leg.proves}", markup=False)
             result = self.leg(leg, echo)
             self.results.append(result)
             if result.outcome == "failed" and not echo:

@@ -245,7 +245,13 @@ VARIABLES = """\
 def playbook(environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the role intake with the variables that this project ships for a region."""
     (folder / "play.yml").write_text(VARIABLES)
-    command = [AWS.with_name("ansible-playbook"), "-e", "@testbed/localcloud/vars.yml", "-e", f"out={folder / 'out.json'}"]
+    command = [
+        AWS.with_name("ansible-playbook"),
+        "-e",
+        "@testbed/localcloud/vars.yml",
+        "-e",
+        f"out={folder / 'out.json'}",
+    ]
     command += ["-e", "intake_name=vars", "-e", "intake_bucket=vars-bucket", folder / "play.yml"]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
