@@ -64,6 +64,7 @@ class Result:
     outcome: Outcome
     seconds: float
     tests: int = 0
+    failed: int = 0
     skipped: int = 0
     note: str = ""
 
@@ -259,6 +260,10 @@ class Run:
              "skipped": result.skipped, "note": result.note}
             for result in results
         ]  # fmt: skip
+        tests, failed, skipped = (
+            sum(getattr(result, name) for result in results) for name in ("tests", "failed", "skipped")
+        )
+        print(f"{tests - failed - skipped} passed, {failed} failed, {skipped} skipped")
         print(json.dumps({"seconds": round(seconds, 1), "legs": rows}), flush=True)
         if self.stopped.is_set():
             return 130
@@ -287,7 +292,7 @@ def judge(leg: Leg, code: int, seconds: float, report: Path) -> Result:
     broken = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     if code:  # also where no test was selected
         note = f"{broken[0].get('name')}, {len(broken)} in all" if broken else f"pytest ended with code {code}"
-        return Result(leg, "failed", seconds, **counts, note=note)
+        return Result(leg, "failed", seconds, **counts, failed=len(broken), note=note)
     if len(skips) == len(cases):
         return Result(leg, "skipped", seconds, **counts, note=str(skips[0].get("message")))
     slowest = max(cases, key=lambda case: float(case.get("time", 0)))
