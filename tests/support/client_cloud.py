@@ -17,7 +17,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 from support import ROOT
-from umccr_pcgr.consumer.publish import labels
+from umccr_pcgr.samples.labels import labels
 from umccr_pcgr.samples.model import InputVersion
 from umccr_pcgr.samples.naming import Sample
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from support import ROOT
 from support.client_cloud import Cloud, region, script
-from umccr_pcgr.client.store import Entry, is_of
+from umccr_pcgr.client.store import Bucket, Entry, follow, is_of
 from umccr_pcgr.samples.naming import Sample, parse
 
 ONE = parse("demo-000001-somatic.tar.gz")
@@ -227,4 +228,21 @@ INPUT = Entry("k", NOON, "version:b")
     ],
 )
 def test_which_input_a_result_is_of(labels: dict[str, str] | None, modified: datetime, counts: bool) -> None:
-    assert is_of(Entry("r", modified, labels=labels), INPUT) is counts
+    assert is_of(Entry("r", modified, labels=labels), INPUT, lambda: True) is counts
+
+
+def test_of_two_inputs_of_one_second_the_stored_one_is_the_newer(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of the version that the key holds now counts for the other one, too, which it replaced."""
+    cloud.versioned()
+    found = []
+    for body in (b"first", b"second"):
+        cloud.put(ONE.input_key, body)
+        found.append(replace(cloud.input_version(ONE), last_modified=NOON))
+    first, second = (Entry(ONE.input_key, NOON, version.identity) for version in found)
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket(cloud.bucket, None)
+    cloud.publish(ONE, b"result of the second", of=found[1])
+    assert (follow(bucket, ONE, first).state, follow(bucket, ONE, second).state) == ("done", "done")
+    cloud.publish(ONE, b"result of the first", of=found[0])
+    assert (follow(bucket, ONE, first).state, follow(bucket, ONE, second).state) == ("done", "queued")

@@ -27,7 +27,8 @@ from umccr_pcgr.consumer.attempt import Context
 from umccr_pcgr.consumer.cli import runtime_of
 from umccr_pcgr.consumer.config import Image, QueueSettings, Settings
 from umccr_pcgr.consumer.runtime import Job, Run, Runtime
-from umccr_pcgr.consumer.spool import SpoolQueue, SpoolStore
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
+from umccr_pcgr.consumer.spool_store import SpoolStore
 from umccr_pcgr.samples.limits import Limits
 
 REGION = "ap-southeast-2"

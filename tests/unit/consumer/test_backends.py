@@ -13,7 +13,7 @@ import pytest
 
 from umccr_pcgr.consumer import sqs
 from umccr_pcgr.consumer.config import QueueSettings
-from umccr_pcgr.consumer.spool import SpoolQueue
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
 from umccr_pcgr.samples.model import InputRef, InputVersion, LeaseLost, Transient
 
 # --- spool --------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from support import ROOT
 from umccr_pcgr.consumer.notes import Notes
 from umccr_pcgr.consumer.worker import Pace, Worker
 from umccr_pcgr.samples.model import Transient
-from umccr_pcgr.samples.naming import is_note, note_key
+from umccr_pcgr.samples.notes import is_note, note_key
 
 INTAKE = ROOT / "roles/intake"
 PACE = Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)

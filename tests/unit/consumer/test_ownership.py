@@ -484,14 +484,6 @@ def test_how_what_is_published_stands_to_an_input(
     assert publishing.standing(cast("Any", Store()), there, version) == expected
 
 
-def test_what_an_object_says_of_its_input_is_read_back() -> None:
-    version = InputVersion("b", "k", None, "e", 3, EARLY)
-    for final in (True, False):
-        found = publishing.from_labels(publishing.labels(version, "a", final=final), "t")
-        assert found == Published("t", "etag:e", EARLY, "a", final=final)
-    assert publishing.from_labels({}, "t") == Published("t", None, None, None)
-
-
 # --- messages -----------------------------------------------------------------------------------------------------------
 
 

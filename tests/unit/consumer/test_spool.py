@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from umccr_pcgr.consumer.places import free_places, place
 from umccr_pcgr.samples.model import InputRef, Permanent, Transient
 
 OTHER = "other-000002-somatic.tar.gz"
@@ -350,31 +349,7 @@ def test_a_spool_that_fails_as_a_whole_still_says_so(spool: Any, make: Any) -> N
     assert queue.claim(0)
 
 
-# --- places -------------------------------------------------------------------------------------------------------------
-
-
-def test_places_are_the_keys_themselves_unless_they_cannot_be(tmp_path: Path) -> None:
-    for key in ("a/b/demo-000001-somatic-output.tar.gz", "x", "a~/b", "a" * 255, "machines/i-0/x.json"):
-        assert place(tmp_path, key) == tmp_path / key
-    long = ["a" * 256, "a" * 250 + "-failed.json", "ü" * 128, "d" * 300 + "-output.tar.gz", "\udcff" * 256]
-    deep = "/".join(["d"] * 600)
-    found = [place(tmp_path, key) for key in [*long, deep, f"{deep}d", *(f"{'e' * 250}{n}-failed.json" for n in "12")]]
-    assert len(set(found)) == len(found)
-    for path in found:
-        assert path.parent == tmp_path
-        path.write_bytes(b"x")  # the file system takes it
-    assert found[1].name.endswith("-failed.json")
-    assert found[3].name.endswith("-output.tar.gz")
-
-
-def test_no_free_place_is_one_where_something_is_published(tmp_path: Path) -> None:
-    version = f"{1764000000000000:016d}"
-    for outcome, ending in (("done", "-output.tar.gz"), ("failed", "-failed.json")):
-        for stem in ("in/demo-000001-somatic", "in/" + "x" * (255 - len(ending))):
-            for path in free_places(tmp_path, outcome, f"{stem}{ending}", version):
-                assert not path.name.endswith(ending)
-                assert version in path.name
-                assert len(os.fsencode(path.name)) <= 255
+# --- two workers ----------------------------------------------------------------------------------------------------------
 
 
 def test_two_movers_of_one_name_keep_both(spool: Any, monkeypatch: pytest.MonkeyPatch) -> None:

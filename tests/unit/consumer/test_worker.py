@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from umccr_pcgr.consumer.spool import SpoolQueue
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
 
 
 def test_a_good_sample_comes_back(world: Any, make: Any) -> None:

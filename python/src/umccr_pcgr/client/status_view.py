@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from umccr_pcgr.client import store
+from umccr_pcgr.samples.model import State
 
-COLOURS: dict[store.State, str] = {"queued": "yellow", "running": "cyan", "done": "green", "failed": "red"}
+COLOURS: dict[State, str] = {"queued": "yellow", "running": "cyan", "done": "green", "failed": "red"}
 MACHINE_COLOURS = {"running": "green", "terminated": "dim", "stopped": "dim"}
 
 

@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from umccr_pcgr.client import cli, spool, store, submission, wait
+from umccr_pcgr.samples.documents import FailureReport
 from umccr_pcgr.samples.naming import NUMBER_MAX, NameRefused, Sample
 
 NOT_FETCHED = 3
@@ -169,11 +170,11 @@ def fetch(
 def failed(place: store.Place, status: store.Status, console: cli.Console) -> int:
     """Print why a sample failed; returns the exit code."""
     try:
-        tail = place.document(status.sample.failed_key).get("log_tail")
+        tail = FailureReport.read(place.document(status.sample.failed_key)).log_tail
     except store.Refused:
-        tail = None
+        tail = ()
     console.print(f"[red]✘[/] {status.sample.name} failed: {escape(status.reason or 'no reason given')}")
-    for line in tail if isinstance(tail, list) else []:
+    for line in tail:
         console.print(f"  {line}", style="dim", markup=False)
     console.print(f"  {status.address}")
     return 1

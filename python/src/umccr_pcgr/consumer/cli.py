@@ -26,7 +26,8 @@ from .queue import Queue, Store
 from .runtime import Runtime
 from .sandbox import ApptainerRuntime, CondaRuntime
 from .smoke import smoke
-from .spool import VISIBILITY, SpoolQueue, SpoolStore
+from .spool_queue import VISIBILITY, SpoolQueue
+from .spool_store import SpoolStore
 from .sqs import S3Store, SqsQueue
 from .worker import Worker
 

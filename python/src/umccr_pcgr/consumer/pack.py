@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import stat
 import tarfile
@@ -13,12 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from umccr_pcgr.samples.documents import as_json
+
 GZIP_LEVEL = 4  # most of the tool's files are packed already; higher levels cost minutes for a percent
-
-
-def as_json(document: Mapping[str, Any]) -> bytes:
-    """JSON as people like to read it, with a final newline."""
-    return (json.dumps(document, indent=2) + "\n").encode()
 
 
 def pack(

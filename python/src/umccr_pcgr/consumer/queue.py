@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from umccr_pcgr.samples.model import Claim, InputRef, InputVersion, Published, StopReason
-
-Outcome = Literal["done", "failed"]
+from umccr_pcgr.samples.model import Claim, InputRef, InputVersion, Outcome, Published, StopReason
 
 
 class Queue(Protocol):
@@ -56,7 +54,7 @@ class Store(Protocol):
     def put_if(self, bucket: str, key: str, path: Path, labels: Mapping[str, str], tag: str | None) -> None:
         """Store the file if `key` is free (`tag` None) or still holds the object `tag`; else Conflict.
 
-        `labels` are those of :func:`publish.labels`.
+        `labels` are those of :func:`umccr_pcgr.samples.labels.labels`.
         """
 
     def put(self, bucket: str, key: str, content: bytes) -> None:

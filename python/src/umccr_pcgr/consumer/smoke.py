@@ -20,9 +20,9 @@ from typing import Any
 from umccr_pcgr.samples.dialect import Inputs, arguments
 from umccr_pcgr.samples.model import Transient
 
-from .attempt import wipe
 from .config import Image, Settings
 from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Runtime, error_line, last_line, log_tail
+from .workspace import wipe
 
 RECORD = "smoke.sha256"  # in state_dir
 STAMP = ".umccr.pcgr.json"  # says what a folder was made from; modules databundle and python_app write it

@@ -17,12 +17,14 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from umccr_pcgr.samples import clock, events
+from umccr_pcgr.samples.labels import from_labels
 from umccr_pcgr.samples.model import (
     Claim,
     Conflict,
     InputRef,
     InputVersion,
     LeaseLost,
+    Outcome,
     Published,
     Stopped,
     StopReason,
@@ -30,8 +32,6 @@ from umccr_pcgr.samples.model import (
 )
 
 from .config import QueueSettings
-from .publish import from_labels
-from .queue import Outcome
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

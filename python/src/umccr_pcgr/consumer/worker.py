@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from umccr_pcgr.samples.model import Claim, LeaseLost, Stopped, Transient
+from umccr_pcgr.samples.model import Claim, LeaseLost, Outcome, Stopped, Transient
 
-from .attempt import Attempt, Context, End, clear_leftovers
+from .attempt import Attempt, Context, End
 from .lease import Lease
 from .notes import Notes
-from .queue import Outcome, Queue
+from .queue import Queue
+from .workspace import clear_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Worker:
 
     def start(self) -> None:
         """Before the first claim: nothing of an earlier life may still run or lie about."""
-        clear_leftovers(self._context)
+        clear_leftovers(self._context.runtime, self._context.settings.work_dir)
         self._context.settings.drained_file.unlink(missing_ok=True)
 
     def run(self) -> Ending:

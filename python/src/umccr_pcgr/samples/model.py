@@ -1,13 +1,16 @@
-"""What passes between the parts of the consumer: data without behaviour, and the four ways in which work can end early."""
+"""What passes between the parts of the consumer: data without behaviour, and the ways in which work can end early."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 # Returns why the work must stop at once (lease lost, shutdown), or None while it may go on.
 StopReason = Callable[[], "str | None"]
+State = Literal["queued", "running", "done", "failed"]  # of a sample
+Outcome = Literal["done", "failed"]  # of a message
 
 
 class ConsumerError(Exception):
@@ -55,6 +58,11 @@ class InputRef:
     size: int | None = None
 
 
+def identity_of(version_id: str | None, etag: str | None) -> str:
+    """Return the version id where the store has versions, else the etag, which identifies the bytes."""
+    return f"version:{version_id}" if version_id else f"etag:{etag}"
+
+
 @dataclass(frozen=True)
 class InputVersion:
     """One version of an input object as the store knows it; ``size`` in bytes, ``last_modified`` in UTC.
@@ -72,8 +80,8 @@ class InputVersion:
 
     @property
     def identity(self) -> str:
-        """The version id where the store has versions, else the etag (which identifies the bytes)."""
-        return f"version:{self.version_id}" if self.version_id else f"etag:{self.etag}"
+        """What names exactly this version, see :func:`identity_of`."""
+        return identity_of(self.version_id, self.etag)
 
 
 @dataclass(frozen=True)
