@@ -105,10 +105,11 @@ def region() -> Iterator[str]:
 def script(
     name: str, *arguments: str | Path, environment: Mapping[str, str], timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run scripts/<name> as a user would."""
+    """Run scripts/<name> from the checkout, as a user would."""
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / name, *arguments],
         env=dict(environment),
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=timeout,

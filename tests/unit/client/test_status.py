@@ -164,7 +164,7 @@ def test_text_for_pipes_has_whole_lines_and_no_colours(cloud: Cloud) -> None:
 
 def test_missing_bucket_is_one_line(cloud: Cloud) -> None:
     done = script("status", "--bucket", "no-such-bucket-here", environment=cloud.environment)
-    assert (done.returncode, done.stderr) == (2, "status: bucket no-such-bucket-here: Not Found (404)\n")
+    assert (done.returncode, done.stderr) == (2, "scripts/status: bucket no-such-bucket-here: Not Found (404)\n")
 
 
 def test_watch_prints_one_object_per_look(cloud: Cloud) -> None:

@@ -6,9 +6,12 @@ import argparse
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +23,19 @@ BROKEN_PIPE = 141  # as the shell reports a program that SIGPIPE ended: 128 + 13
 ENDPOINT_VARIABLE = re.compile(r"AWS_ENDPOINT_URL(_[A-Z0-9_]+)?")
 _ENDPOINT = re.compile(r"https?://[^\s/:@]+(:[0-9]{1,5})?(/\S*)?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?(/\S*)?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:aws[a-z-]*:s3\S+")
+
+
+def program_name() -> str:
+    """Return the running program as the user calls it, for messages and for commands to copy: `pcgr-submit`, `scripts/submit`."""
+    path = Path(sys.argv[0])
+    found = shutil.which(path.name)
+    with suppress(OSError, ValueError):
+        if found and path.samefile(found):
+            return path.name
+        if path.is_absolute():
+            below = path.relative_to(Path.cwd())
+            return str(below) if below.name != str(below) else f"./{below}"
+    return sys.argv[0]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,9 +57,13 @@ class Console(rich.console.Console):
 class Parser(argparse.ArgumentParser):
     """Refuses in one line that begins with the program's name, without the usage in front."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prog": program_name(), **options})
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        program = self.prog.partition(" ")[0]
+        name = program_name()  # may hold blanks; a subcommand follows after one
+        program = name if self.prog.startswith(name) else self.prog.partition(" ")[0]
         self.exit(REFUSED, f"{program}: {message.removeprefix('argument ')}\n")
 
 

@@ -1,18 +1,9 @@
-"""Shows what became of the samples, which machines are there, and what the queue holds.
-
-    scripts/status --bucket B            one look
-    scripts/status --bucket B --watch    until interrupted
-    scripts/status --spool DIR --json    for programs (with --watch: one line per look)
-
-Derived from the names in the bucket and the notes of the machines only; an old version's result or failure does not count.
-Exit codes: 0 shown, 2 refused, 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM.
-"""
+"""The program `pcgr-status` (in a checkout `scripts/status`)."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +17,16 @@ from rich.text import Text
 from umccr_pcgr.client import cli, spool, store
 from umccr_pcgr.client.status_view import Machine, View, render
 
-TAG = "umccr.pcgr"  # every machine of the playbooks carries it
+TAG = "umccr.pcgr"  # every instance of the playbooks carries it
+DESCRIPTION = """Show the state of the samples, of the instances and of the queue.
+
+    %(prog)s --bucket B            one look
+    %(prog)s --bucket B --watch    until interrupted
+    %(prog)s --spool DIR --json    for programs (with --watch: one line per look)
+
+Derived from the names in the bucket and the notes of the consumers only; an old version's result or failure does not count.
+Exit codes: 0 shown, 2 refused, 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM.
+"""
 COUNTS = {
     "visible": "ApproximateNumberOfMessages",
     "in_flight": "ApproximateNumberOfMessagesNotVisible",
@@ -36,7 +36,7 @@ COUNTS = {
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = cli.Parser(prog="status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--bucket", type=cli.bucket, help="the bucket")
     place.add_argument("--spool", type=Path, metavar="DIR", help="the spool folder (holds inbox/)")
@@ -78,7 +78,7 @@ class Watcher:
         samples = store.statuses(self._place, self._prefix)
         machines: list[Machine] | str | None = None
         queue: dict[str, int] | str | None = None
-        if self._cloud:  # whoever may see the bucket need not see machines and queues
+        if self._cloud:  # access to the bucket does not include instances and queues
             try:
                 machines = self._machines()
             except store.Refused as refusal:
@@ -159,12 +159,7 @@ def run() -> int:
         time.sleep(arguments.interval)
 
 
-if __name__ == "__main__":
-    # A program that reads the first line only (head -1) has what it wanted
-    sys.exit(cli.run("status", run, (store.Refused,), closed=0))
-
-
 def main() -> int:
     """Entry point of `pcgr-status`; returns the exit code."""
     # A program that reads the first line only (head -1) has what it wanted
-    return cli.run("status", run, (store.Refused,), closed=0)
+    return cli.run(cli.program_name(), run, (store.Refused,), closed=0)
