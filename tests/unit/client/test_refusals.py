@@ -18,7 +18,7 @@ from rich.console import Console
 
 from support.client_cloud import HEED_INTERRUPTS, ROOT, Cloud, region, script
 from umccr_pcgr.client.spool import Spool
-from umccr_pcgr.client.status_view import Machine, View, render
+from umccr_pcgr.client.status_view import Instance, View, render
 from umccr_pcgr.client.store import Refused, Status, statuses
 from umccr_pcgr.samples.naming import Sample
 
@@ -236,7 +236,7 @@ def lines(
         for number in range(samples)
     ]
     ours = [
-        Machine(
+        Instance(
             f"pcgr-{number}",
             f"i-{number:017x}",
             "terminated" if number % 2 else "running",
@@ -259,7 +259,7 @@ def lines(
 def test_watched_rows_fit_and_machines_and_queue_are_seen(samples: int, machines: int, height: int) -> None:
     found = lines(samples, machines, height)
     assert len(found) <= height
-    assert any(line.startswith("Machines") for line in found)
+    assert any(line.startswith("Instances") for line in found)
     assert found[-1].startswith("Queue  190 waiting, 2 in flight")
     rows = sum("batch-" in line for line in found)
     ours = sum("pcgr-" in line for line in found)
@@ -305,4 +305,4 @@ def test_status_watch_at_a_terminal_of_24_lines(cloud: Cloud) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     os.close(master)
-    assert "Machines" in text and "older ones" in text and "200 queued" in text
+    assert "Instances" in text and "older ones" in text and "200 queued" in text

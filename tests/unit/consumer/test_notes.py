@@ -45,7 +45,7 @@ def test_a_reported_sample_leaves_its_hours_and_no_name(cloud: Any, make: Any) -
     assert note.pop("time").endswith("Z")
     assert note == {"event": "sample", "machine": MACHINE, "attempt": attempt}
     assert "demo" not in text
-    cloud.tell()  # the event once more: the result is there, nothing was computed
+    cloud.notify()  # the event once more: the result is there, nothing was computed
     assert worker(cloud).once() == "done"
     cloud.put(b"no tarball", "in/demo-000002-somatic.tar.gz")
     assert worker(cloud).once() == "failed"

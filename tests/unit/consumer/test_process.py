@@ -228,7 +228,7 @@ def test_two_consumers_on_one_machine_are_refused(machine: Machine, make: Any) -
     second = machine.start()
     output, _ = second.communicate(timeout=20)
     assert second.returncode == 1
-    assert output.endswith("state/lock: another consumer runs on this machine\n")
+    assert output.endswith("state/lock: another consumer runs on this host\n")
     assert len(machine.containers()) == 1
 
 

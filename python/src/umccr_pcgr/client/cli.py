@@ -47,7 +47,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Console(rich.console.Console):
-    """Lets a closed standard output be an error; rich itself would end the program with 1, as if a sample had failed."""
+    """Raises for a closed standard output; rich itself would exit with 1, as if a sample had failed."""
 
     def on_broken_pipe(self) -> None:
         """Pass on the error that is being handled."""
@@ -127,20 +127,20 @@ def check_endpoint_variables(environment: Mapping[str, str], refuse: Callable[[s
 
 
 def clean_up_on_signals() -> None:
-    """Turn SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, so that files of patients are removed on the way out.
+    """Turn SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, so that files of patients are removed before the program ends.
 
-    The first signal counts; later ones do not interrupt the clean-up. What was ignored (nohup) stays ignored.
+    The first signal counts; later ones do not interrupt the clean-up. A signal that was ignored (nohup) stays ignored.
     """
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
-        for one in heeded:
-            signal.signal(one, signal.SIG_IGN)
+        for other in handled:
+            signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
-    for number in heeded:
+    for number in handled:
         signal.signal(number, interrupt)
 
 

@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         "--endpoint-url",
         type=cli.endpoint,
         metavar="URL",
-        help="not AWS but this address (also: AWS_ENDPOINT_URL)",
+        help="another endpoint than AWS (also: AWS_ENDPOINT_URL)",
     )
     where.add_argument("--force", action="store_true", help="replace an input of the same name")
     name = parser.add_argument_group("the sample's name (a ready tarball has one)")

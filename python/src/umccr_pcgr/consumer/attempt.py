@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 End = Literal["published", "duplicate", "superseded", "failed", "ignored"]
 MARK = "processed-samples"  # in state_dir; no image is made of a host that has it
-PATIENCE = 900.0  # seconds for which a finished result waits for a store that fails
-PAUSE = 5.0  # seconds between two tries of it
+PATIENCE = 900.0  # seconds for which a finished result waits for a failing store
+PAUSE = 5.0  # seconds between two attempts to publish it
 LOGS_KEPT = 50  # logs of failed runs kept in log_dir
 
 
-class Watch(Protocol):
+class LeaseView(Protocol):
     """The part of a lease that an attempt uses."""
 
     lost: bool
@@ -60,15 +60,15 @@ class Context:
 
 
 class Attempt:
-    """One try at one input. :meth:`run` ends with an End, or raises Transient (try again later) or Stopped."""
+    """One try at one input. :meth:`run` ends with an End, or raises Transient (retry later) or Stopped."""
 
-    def __init__(self, context: Context, ref: InputRef, watch: Watch, *, last: bool = False) -> None:
+    def __init__(self, context: Context, ref: InputRef, lease: LeaseView, *, last: bool = False) -> None:
         """`last`: the queue will not deliver this message again, so that even a passing failure must be reported."""
         self.context = context
         self.ref = ref
         self.input = InputKey.read(ref.key)
         self.name = self.input.shown
-        self.watch = watch
+        self.lease = lease
         self.last = last
         self.id = secrets.token_hex(8)
         self.work = context.settings.work_dir / f"{WORK_PREFIX}{self.id}"
@@ -88,7 +88,7 @@ class Attempt:
             with disk_errors():
                 return self._fail(error, permanent=True)
         except Transient as error:
-            if self.last and not self.watch.reason():
+            if self.last and not self.lease.reason():
                 self._report_last(error)
             raise
 
@@ -132,7 +132,7 @@ class Attempt:
         return None
 
     def _halt(self) -> None:
-        if reason := self.watch.reason():
+        if reason := self.lease.reason():
             raise Stopped(reason)
 
     def _mark(self) -> None:
@@ -148,7 +148,7 @@ class Attempt:
         if free < (needed := settings.limits.free_bytes + 3 * self.version.size):
             raise Transient("disk", f"{settings.work_dir}: {free} bytes free, {needed} needed")
         tarball = self.work / "input.tar.gz"
-        self.sha256 = self.context.store.fetch(self.version, tarball, self.watch.reason)
+        self.sha256 = self.context.store.fetch(self.version, tarball, self.lease.reason)
         self._halt()
         limits = settings.limits
         names = unpack(
@@ -167,7 +167,7 @@ class Attempt:
         try:
             return self._tool(sample, assembly, argv)
         finally:
-            if not self.watch.lost:
+            if not self.lease.lost:
                 self._forget(sample.running_key)
 
     def _prepare(self, sample: Sample, names: list[str]) -> tuple[str, list[str]]:
@@ -217,7 +217,7 @@ class Attempt:
         job = Job(self.id, argv, self.work / "inputs", self.work / "outputs", self.work / "pcgr.log")
         job.outputs.mkdir(mode=0o700)
         begun = time.monotonic()
-        result = self.context.runtime.run(job, settings.timeout_seconds, self.watch.reason)
+        result = self.context.runtime.run(job, settings.timeout_seconds, self.lease.reason)
         seconds = time.monotonic() - begun
         if result.stopped:
             raise Stopped(result.stopped)

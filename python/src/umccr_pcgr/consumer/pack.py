@@ -1,4 +1,4 @@
-"""The result tarball: one folder with the tool's files, its log and where everything came from."""
+"""The result tarball: one folder with the tool's files, its log and their provenance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pack(
 ) -> None:
     """Write `target` (.tar.gz): ``name/provenance.json`` first, then ``name/pcgr.log`` and the files of `outputs` by name.
 
-    The same inputs give the same bytes: sorted, owned by nobody, dated `modified`. Only regular files are taken.
+    The same inputs give the same bytes: sorted, without owner, dated `modified`. Only regular files are taken.
     """
     with (
         target.open("xb") as raw,

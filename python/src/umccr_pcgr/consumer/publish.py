@@ -1,7 +1,7 @@
 """Exactly one result per input version: conditional writes, and what to do when another worker was first.
 
 The queue is never the proof of ownership. A result says which input version it is of; it is written only where there is none,
-or over the one of an older version that was just looked at.
+or over that of an older version that was just read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .queue import Store
 
 Standing = Literal["free", "replaceable", "same", "newer"]
 Verdict = Literal["published", "duplicate", "superseded"]
-LOOKS = 8  # every conflict means that another worker made progress on the same key; eight in a row are no race any more
+ATTEMPTS_MAX = (
+    8  # every conflict means that another worker made progress on the same key; eight in a row are no race any more
+)
 
 
 def standing(store: Store, published: Published | None, version: InputVersion) -> Standing:
@@ -38,14 +40,14 @@ def publish(store: Store, key: str, path: Path, version: InputVersion, attempt: 
     """Store `path` at `key` unless a result of the same or a newer input version is there already.
 
     "duplicate": the same version's result is there (drop our own); "superseded": a newer version's.
-    Raises Transient when the store fails or the key never comes to rest.
+    Raises Transient when the store fails or the key keeps changing.
     """
 
     def once() -> Verdict:
         there = store.published(version.bucket, key)
         stands = standing(store, there, version)
         if stands == "same":
-            # our own write, whose answer was lost on the way
+            # our own write, whose answer was lost
             return "published" if there and there.attempt == attempt else "duplicate"
         if stands == "newer":
             return "superseded"
@@ -54,11 +56,11 @@ def publish(store: Store, key: str, path: Path, version: InputVersion, attempt: 
 
     attempts = Retrying(
         retry=retry_if_exception_type(Conflict),
-        stop=stop_after_attempt(LOOKS),
+        stop=stop_after_attempt(ATTEMPTS_MAX),
         wait=wait_random_exponential(multiplier=0.05, max=2),
         reraise=True,
     )
     try:
         return attempts(once)
     except Conflict as error:
-        raise Transient("publish", f"{key}: {error} ({LOOKS} times in a row)") from None
+        raise Transient("publish", f"{key}: {error} ({ATTEMPTS_MAX} times in a row)") from None

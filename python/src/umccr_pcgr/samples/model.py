@@ -27,7 +27,7 @@ class Permanent(ConsumerError):
 
 
 class Transient(ConsumerError):
-    """The surroundings failed (network, store, queue, docker, disk): the message stays and comes again later."""
+    """The environment failed (network, store, queue, docker, disk): the message stays and is delivered again later."""
 
     def __init__(self, stage: str, reason: str, log_tail: tuple[str, ...] = ()) -> None:
         super().__init__(reason)
@@ -36,7 +36,7 @@ class Transient(ConsumerError):
 
 
 class Stopped(ConsumerError):
-    """The attempt was told to stop (shutdown, spot notice); nothing is wrong with the sample."""
+    """The attempt must stop (shutdown, interruption notice); nothing is wrong with the sample."""
 
 
 class LeaseLost(ConsumerError):
@@ -44,7 +44,7 @@ class LeaseLost(ConsumerError):
 
 
 class Conflict(ConsumerError):
-    """A conditional write found something else than expected; look again and decide anew."""
+    """A conditional write did not find what it expected; read again and decide anew."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Published:
     """A result or failure report that is there already, and which input version it is of.
 
     ``tag`` names exactly this stored object (for compare-and-swap). ``identity`` and ``last_modified`` are None when the
-    object does not say (somebody else put it there). ``final`` is False for a report of a failure that may pass.
+    object does not say, because another program stored it. ``final`` is False for a report of a failure that may pass.
     """
 
     tag: str
@@ -103,7 +103,7 @@ class Published:
 class Claim:
     """One message taken from the queue; ``receives`` counts from 1, ``received`` is a reading of :func:`clock.now`.
 
-    ``refusal`` says why the message cannot be understood; ``exhausted`` that it came too often already.
+    ``refusal`` says why the message cannot be understood; ``exhausted`` that it was delivered too often already.
     """
 
     handle: str

@@ -38,7 +38,7 @@ _ALLOWED = (
 
 
 class NameRefused(ValueError):
-    """A key or a part of a name that the convention does not allow; the text is one line."""
+    """The convention does not allow a key or a part of a name; the text is one line."""
 
 
 def _refuse(subject: object, found: str, allowed: str) -> NameRefused:

@@ -1,14 +1,14 @@
 """The layout of a spool, a folder on a local or shared file system for sites without a cloud.
 
-``inbox/``    tarballs waiting, in any sub-folders. Names with a leading dot are not looked at: write there, then rename.
+``inbox/``    tarballs waiting, in any sub-folders. Names with a leading dot are ignored: write such a file, then rename it.
 ``claimed/``  one folder per claim, named ``<version>.<receives>.<token>``, holding the tarball as ``input`` and its path in the
               inbox as ``key``. The folder's modification time plus the visibility is when the claim runs out.
               Progress notes lie here, too.
 ``done/``     results, and the tarballs they are of.
 ``failed/``   failure reports, and their tarballs.
 
-People choose the names in the inbox, so any name may come: one that grows too long with an ending of ours, or a folder with the
-name of a file of ours. A published file is therefore named like its key only where the file system takes that name and no other
+People choose the names in the inbox, so a name may be anything: one that is too long with one of our endings, or a folder that is
+named like one of our files. A published file is therefore named like its key only where the file system takes that name and no other
 file needs it. What its name has in addition begins with ``~``, which no sample's key may hold: two samples never share a name.
 """
 
@@ -79,7 +79,7 @@ def _folder(name: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A name without its ending, and the ending; an unknown one does not count."""
+    """Return a name without its ending, and the ending, which is empty if it is none of ours."""
     ending = next((one for one in sorted(ENDINGS.values(), key=len, reverse=True) if name.endswith(one)), "")
     return name.removesuffix(ending), ending
 
