@@ -6,7 +6,7 @@ BENCHES := $(filter-out server,$(sort $(notdir $(basename $(wildcard tests/bench
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-fast test-slow molecule bench lint format
+.PHONY: all help env demo test test-fast test-slow molecule bench docs lint format
 
 all: env help ## set the environment up, then show this help
 
@@ -34,6 +34,9 @@ bench: ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 
 	@case " $(BENCHES) " in *" $(or $(NAME),?) "*) ;; *) echo "make bench: NAME: found '$(NAME)', allowed one of: $(BENCHES)" >&2; exit 2;; esac
 	@$(MAKE) env
 	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
+
+docs: env ## write what is generated: tables in the roles' READMEs, and CHANGELOG.rst before the first release
+	@cd tests && ../$(BIN)/python -m support.role_readme && ../$(BIN)/python -m support.changelog
 
 lint: env ## every linter and type checker
 	ruff check .

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 
 SCENARIOS = sorted(path.parent.name for path in harness.ROOT.glob("molecule/*/molecule.yml"))
 CHOSEN = os.environ.get("MOLECULE", "").split()
+if UNKNOWN := [name for name in CHOSEN if name not in SCENARIOS]:
+    pytest.exit(f"MOLECULE: found {' '.join(UNKNOWN)}, allowed {' '.join(SCENARIOS)}", returncode=2)
 MACHINE = r"^pcgr-{scenario} +: .*changed=(\d+)"
 
 

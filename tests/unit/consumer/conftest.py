@@ -245,12 +245,10 @@ def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsBackend]:
 
 @pytest.fixture(params=["spool", "sqs"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """Both backends in turn."""
-    return (
-        SpoolBackend(tmp_path)
-        if request.param == "spool"
-        else SqsBackend(tmp_path, request.getfixturevalue("endpoint"))
-    )
+    """Both backends in turn, in a folder whose name looks like a part of an output's name."""
+    folder = tmp_path / "x.pcgr.y"
+    folder.mkdir()
+    return SpoolBackend(folder) if request.param == "spool" else SqsBackend(folder, request.getfixturevalue("endpoint"))
 
 
 class Metadata(ThreadingHTTPServer):
