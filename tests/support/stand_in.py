@@ -2,7 +2,7 @@
 """Stands in for `docker` or `apptainer`, by the name it is called with; what it runs is isolated for real, by bubblewrap.
 
 Strict: a flag that the real program does not have, a bind of what does not exist, or a strange value is refused as the real one
-refuses it. An image is a folder with programs in `bin`, shown as /image over this machine's /usr. Containers of "docker" live in
+refuses it. An image is a folder with programs in `bin`, shown as /image over the host's /usr. Containers of "docker" live in
 sessions of their own and survive their client, as a daemon's do; "apptainer" does not die with its parent either.
 """
 

@@ -81,7 +81,7 @@ def result(name: str, text: bytes = b"report") -> bytes:
 
 
 class Restartable:
-    """A look-alike of AWS that can go away and come back at the same address; its contents stay."""
+    """A simulated AWS that can stop and start again at the same address; its contents stay."""
 
     def __init__(self) -> None:
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -178,7 +178,7 @@ def test_a_store_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("same", "stored"), [(True, True), (False, False)])
-def test_an_upload_whose_answer_was_lost_is_not_taken_for_somebody_elses(
+def test_an_upload_whose_answer_was_lost_is_not_taken_for_another_sample(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, same: bool, stored: bool
 ) -> None:
     """S3 refuses the second try of a conditional request whose first try it has carried out."""

@@ -266,7 +266,7 @@ def test_missing_bucket_or_region_is_one_line(cloud: Cloud) -> None:
     done = script("submit", "--bucket", "no-such-bucket-here", SOMATIC, environment=cloud.environment)
     assert (done.returncode, done.stderr) == (2, "scripts/submit: bucket no-such-bucket-here: Not Found (404)\n")
     silent = {name: value for name, value in cloud.environment.items() if name != "AWS_ENDPOINT_URL"}
-    closed = "http://127.0.0.1:9"  # discard: nobody listens
+    closed = "http://127.0.0.1:9"  # discard: nothing listens
     done = script("submit", "--bucket", "b" * 4, "--endpoint-url", closed, SOMATIC, environment=silent)
     assert done.returncode == 2 and "Could not connect" in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -366,7 +366,7 @@ SCALARS = (
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(SCALARS, max_size=3) | st.dictionaries(KEYS, inner, max_size=3))
 
 
-@settings(deadline=None)  # the machine may be busy with others
+@settings(deadline=None)  # the host may be busy with others
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_toml_written_is_toml_read(document: dict[str, object]) -> None:
     assert tomllib.loads(toml_text(document)) == document

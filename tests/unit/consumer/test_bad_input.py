@@ -53,8 +53,8 @@ def test_a_name_off_the_convention_is_refused(backend: Any, make: Any, key: str)
     assert backend.runtime.jobs == []
 
 
-def test_a_machine_that_refused_a_sample_is_marked_too(spool: Any, make: Any) -> None:
-    """In a spool folder the bytes were on this machine before anyone looked at their name."""
+def test_a_host_that_refused_a_sample_is_marked_too(spool: Any, make: Any) -> None:
+    """In a spool folder the bytes were on this host before anything checked their name."""
     spool.put(make.tarball(), "in/no-convention.tar.gz")
     assert spool.settle() == ["failed"]
     assert (spool.settings.state_dir / "processed-samples").is_file()

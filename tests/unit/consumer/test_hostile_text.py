@@ -245,7 +245,7 @@ def test_a_stop_is_seen_in_every_part_of_an_archive(tmp_path: Path, part: str) -
         nonlocal looks
         looks += 1
         if looks > 20:
-            raise Stopped("told to")
+            raise Stopped("requested")
 
     many = pax(record(b"mtime", b"1")) * 50
     tar = many + member() + bytes(1024) if part == "extension records" else member() + bytes(64 << 20)
@@ -256,7 +256,9 @@ def test_a_stop_is_seen_in_every_part_of_an_archive(tmp_path: Path, part: str) -
 # --- what lies in done/ -------------------------------------------------------------------------------------------------
 
 
-def test_a_foreign_result_with_hostile_records_is_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_result_with_hostile_records_belongs_to_no_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not read as an archive: older readers of the standard library take hours for its records, all keep them in memory."""
     path = tmp_path / "x-output.tar.gz"
     path.write_bytes(gzip.compress(pax(b"1" * (4 << 20)) + member("x/provenance.json") + bytes(1024)))

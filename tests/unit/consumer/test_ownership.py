@@ -24,7 +24,7 @@ def attempt_of(backend: Any) -> str:
 
 def again(backend: Any, make: Any) -> None:
     """The event of the sample that is there already comes once more."""
-    if hasattr(backend, "tell"):
+    if hasattr(backend, "notify"):
         backend.notify(make.KEY)
     else:
         pytest.skip("a file in an inbox cannot come twice")
@@ -152,7 +152,7 @@ def test_a_stop_kills_the_tool_and_hands_the_message_back_at_once(backend: Any, 
     assert backend.runtime.processes[0].returncode == -9
     assert backend.clean()
     backend.runtime.on_run = lambda job: None
-    claim = backend.queue().claim(0)  # nobody has to wait for the visibility
+    claim = backend.queue().claim(0)  # no one has to wait for the visibility
     assert claim
     assert claim.receives == 2
 
@@ -257,7 +257,7 @@ def test_a_repeated_event_of_a_refused_input_changes_nothing(cloud: Any, make: A
     assert cloud.report() == first
 
 
-def test_a_mended_upload_replaces_the_failure(backend: Any, make: Any) -> None:
+def test_a_corrected_upload_replaces_the_failure(backend: Any, make: Any) -> None:
     backend.put(b"poison")
     assert backend.settle() == ["failed"]
     backend.put(make.tarball())
@@ -469,7 +469,7 @@ EARLY, LATE = (datetime(2026, 11, 23, 4, minute, tzinfo=UTC) for minute in (1, 2
         (Published("t", "version:2", LATE, "a"), EARLY, True, "newer"),
         (Published("t", "version:2", EARLY, "a"), EARLY, False, "newer"),  # a tie: the current version is the newer
         (Published("t", "version:0", EARLY, "a"), EARLY, True, "replaceable"),
-        (Published("t", None, None, None), EARLY, False, "replaceable"),  # somebody else's object
+        (Published("t", None, None, None), EARLY, False, "replaceable"),  # another program's object
         (Published("t", "version:0", EARLY, "a"), None, False, "newer"),  # our input is gone
     ],
 )
@@ -591,7 +591,7 @@ def test_a_queue_that_fails_is_not_an_empty_one(backend: Any, monkeypatch: pytes
 
 
 def test_failing_messages_do_not_use_up_the_idle_time(cloud: Any, make: Any) -> None:
-    """Four bad ones before three good ones: all seven are dealt with before the machine drains."""
+    """Four bad ones before three good ones: all seven are dealt with before the host drains."""
     for number in range(4):
         cloud.put(b"poison", f"in/bad-{number:06d}-somatic.tar.gz")
     for number in range(3):

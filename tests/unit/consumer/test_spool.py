@@ -108,7 +108,7 @@ def test_whatever_has_the_name_stays(spool: Any, make: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("ending", ["-failed.json", "-output.tar.gz", ".tar.gz"])
 @pytest.mark.parametrize("data", [None, b"poison"], ids=["good", "bad"])
-def test_a_folder_named_like_a_file_of_ours_is_in_nobodys_way(
+def test_a_folder_named_like_a_file_of_ours_blocks_nothing(
     spool: Any, make: Any, ending: str, data: bytes | None
 ) -> None:
     """Such a folder may come from the inbox, before or after the file, or be there already."""
@@ -239,7 +239,7 @@ def as_nobody(spool: Any, work: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o744, 0o700, 0o711], ids=oct)
-def test_a_folder_of_somebody_elses_stops_nobody(
+def test_a_folder_of_another_user_stops_nothing(
     spool: Any, make: Any, caplog: pytest.LogCaptureFixture, mode: int
 ) -> None:
     """Not to be renamed out of, listed but not looked into, not to be read, or read only by who knows the names."""
@@ -261,7 +261,7 @@ def test_a_folder_of_somebody_elses_stops_nobody(
         assert "alice\\n" in message
         assert message.endswith("cannot be claimed and is skipped: Permission denied")
         assert message.isprintable()
-        assert queue.unfinished() == 0  # what nobody here can claim is no reason to stay
+        assert queue.unfinished() == 0  # what no worker here can claim is no reason to stay
         assert list((spool.root / "claimed").iterdir()) == []
         assert (spool.root / "done" / OTHER).is_file()
 
@@ -317,13 +317,13 @@ def test_a_place_in_failed_that_cannot_be_used_is_gone_around(spool: Any) -> Non
     as_nobody(spool, work)
 
 
-def test_a_claim_that_cannot_be_taken_over_stops_nobody(
+def test_a_claim_that_cannot_be_taken_over_stops_nothing(
     spool: Any, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool.visibility = 0.1
     broken = spool.root / "claimed" / f"{1:016d}.1.{'0' * 16}"
     broken.mkdir()
-    (broken / "input").write_bytes(b"x")  # without its key nobody knows what it is
+    (broken / "input").write_bytes(b"x")  # without its key it is unknown what it is
     spool.put(make.tarball(), OTHER)
     queue = spool.queue()
     claim = queue.claim(0)

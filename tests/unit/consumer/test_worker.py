@@ -24,21 +24,25 @@ def test_a_good_sample_comes_back(backend: Any, make: Any) -> None:
     assert list(result)[2:] == sorted(result.keys() - {"provenance.json", "pcgr.log"})
     assert "demo-000001-somatic.pcgr.grch38.html" in result
     assert b"Finished PCGR!" in result["pcgr.log"]
-    told = json.loads(result["provenance.json"])
-    assert list(told) == [
+    provenance = json.loads(result["provenance.json"])
+    assert list(provenance) == [
         *("sample", "input", "release", "image", "bundle", "vep", "command", "consumer_version", "attempt", "host"),
         *("started", "finished", "seconds"),
     ]
-    assert told["sample"] == "demo-000001-somatic"
-    assert told["input"]["sha256"] == hashlib.sha256(data).hexdigest()
-    assert told["input"]["bytes"] == len(data)
-    assert told["input"]["key"] == make.KEY
-    assert told["command"][0] == "pcgr"
-    assert told["bundle"] == {"date": "20260620"}
-    assert told["image"] == {"kind": "docker", "reference": "umccr/pcgr-rehearsal:2.3.2", "id": "sha256:" + "0" * 64}
-    assert told["started"] < told["finished"]
+    assert provenance["sample"] == "demo-000001-somatic"
+    assert provenance["input"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert provenance["input"]["bytes"] == len(data)
+    assert provenance["input"]["key"] == make.KEY
+    assert provenance["command"][0] == "pcgr"
+    assert provenance["bundle"] == {"date": "20260620"}
+    assert provenance["image"] == {
+        "kind": "docker",
+        "reference": "umccr/pcgr-rehearsal:2.3.2",
+        "id": "sha256:" + "0" * 64,
+    }
+    assert provenance["started"] < provenance["finished"]
     note = json.loads(running[0] or b"")
-    assert (note["sample"], note["attempt"]) == ("demo-000001-somatic", told["attempt"])
+    assert (note["sample"], note["attempt"]) == ("demo-000001-somatic", provenance["attempt"])
     assert backend.clean()
     assert backend.report() is None
     assert (backend.settings.state_dir / "processed-samples").is_file()
@@ -140,7 +144,7 @@ def test_the_last_try_leaves_its_reason_and_nothing_is_lost(backend: Any, make: 
     assert "killed by signal 9" in report["reason"]
     assert len(backend.dead()) == 1
 
-    # mended and sent again, it goes through, and the old report goes
+    # corrected and sent again, it succeeds, and the old report is removed
     backend.runtime.modes = ["good"]
     backend.put(make.tarball())
     assert backend.settle() == ["done"]
@@ -149,7 +153,7 @@ def test_the_last_try_leaves_its_reason_and_nothing_is_lost(backend: Any, make: 
 
 
 def test_the_queue_moves_on(backend: Any, make: Any) -> None:
-    """A poison sample between good ones costs nobody else anything."""
+    """A poison sample between good ones affects no other."""
     keys = [f"in/demo-{number:06d}-somatic.tar.gz" for number in range(1, 4)]
     for key, data in zip(keys, [make.tarball(), b"poison", make.tarball()], strict=True):
         backend.put(data, key)

@@ -226,7 +226,7 @@ def _value(text: str) -> Any:
 
 
 def _complete(document: dict[str, Any], kind: Kind, header: pysam.VariantHeader, notes: list[str]) -> None:
-    """Add what the VCF tells, and what CPSR requires, unless the user gave it."""
+    """Add what the VCF's header says, and what CPSR requires, unless the user gave it."""
     options = document.setdefault("pcgr" if kind == "somatic" else "cpsr", {})
     if kind == "normal":
         if not {"panel_id", "custom_list"} & options.keys():

@@ -178,7 +178,7 @@ def _first_member(path: Path) -> bytes:
     """Return the content of a result's first member, which is a small regular file, else ValueError.
 
     A single header is decoded, not read as an archive: a file that another program put there may be hostile, and the standard library
-    keeps extension records of any size in memory; before CVE-2024-6232 was mended, its time for them grew with their square.
+    keeps extension records of any size in memory; before CVE-2024-6232 was fixed, its time for them grew with their square.
     """
     with Inflater(path, PROVENANCE_FIRST, RATIO) as stream:
         try:
