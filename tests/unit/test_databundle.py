@@ -110,7 +110,7 @@ class Mirror:
                     mirror.sent += len(body)
                 mirror.busy -= 1
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, *_unused: Any) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -188,7 +188,7 @@ def test_second_run_downloads_nothing_and_changes_nothing(mirror: Mirror, tmp_pa
     mirror.requests.clear()
     answer = bring(tmp_path, mirror)
     assert answer["changed"] is False
-    assert {name for name, _ in mirror.requests} == {"SHA256SUMS"}
+    assert {name for name, _unused in mirror.requests} == {"SHA256SUMS"}
     assert tree(tmp_path) == before
 
 
@@ -444,7 +444,11 @@ def test_file_mirror_and_unknown_checksum_is_recorded(mirror: Mirror, tmp_path: 
 def large(seed: int) -> dict[str, bytes]:
     """24 MB that hardly compress, in files of all sizes."""
     chance = random.Random(seed)
-    sizes = [*(chance.randrange(3000) for _ in range(500)), 9_000_000, *(chance.randrange(3000) for _ in range(500))]
+    sizes = [
+        *(chance.randrange(3000) for _unused in range(500)),
+        9_000_000,
+        *(chance.randrange(3000) for _unused in range(500)),
+    ]
     members = {f"data/grch38/{number:04}": chance.randbytes(size) for number, size in enumerate([*sizes, 12_000_000])}
     return {"data/grch38/.PCGR_BUNDLE_VERSION": f"{DATE}\n".encode()} | members
 

@@ -129,7 +129,7 @@ def vcf(
     text = f"##fileformat=VCFv{version}\n{head}{contigs}" + "\t".join(columns) + "\n"
     for row in rows or ("1 1968826", "chr2 15234634"):
         chromosome, position = row.split()
-        genotypes = ["GT", *("0/1" for _ in samples)] if samples else []
+        genotypes = ["GT", *("0/1" for _unused in samples)] if samples else []
         text += "\t".join([chromosome, position, ".", "C", "T", ".", "PASS", "TDP=144;TVAF=0.2", *genotypes]) + "\n"
     return text.encode()
 
@@ -240,7 +240,7 @@ class World:
         found = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
-                folder, _, inner = member.name.partition("/")
+                folder, _unused, inner = member.name.partition("/")
                 assert folder == name
                 assert member.isreg()
                 file = archive.extractfile(member)
@@ -374,7 +374,7 @@ class Metadata(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     server: Metadata
 
-    def log_message(self, *_: object) -> None: ...
+    def log_message(self, *_unused: object) -> None: ...
 
     def _send(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)

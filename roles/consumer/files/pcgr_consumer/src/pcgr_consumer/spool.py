@@ -133,7 +133,7 @@ class SpoolQueue:
                 modified = path.lstat().st_mtime
                 if not 0 <= now - modified < self._settle:
                     aged.append((modified, path))
-        for _, path in sorted(aged):
+        for _unused, path in sorted(aged):
             key = path.relative_to(self._root / "inbox").as_posix()
             received = clock.now()
             held = _Held.new(self._root / "claimed", f"{int(self._now() * 1e6):016d}", 1)
