@@ -40,7 +40,7 @@ class StepFailed(RuntimeError):
 
 def run(command: list[str | Path], log: Path, *, what: str, env: Mapping[str, str] | None = None) -> None:
     """Run `command` with its output in `log`; raise StepFailed, naming the log, when it fails."""
-    for _ in follow(command, log, what=what, env=env):
+    for _unused in follow(command, log, what=what, env=env):
         pass
 
 
@@ -144,7 +144,7 @@ def region(directory: Path, log: Path) -> Iterator[dict[str, str]]:
             keeper, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
     try:
-        for _ in range(120):
+        for _unused in range(120):
             answer = subprocess.run(
                 [*localcloud, "env"], check=False, cwd=ROOT, env=environment, capture_output=True, text=True
             )

@@ -97,7 +97,9 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     process = _start(settings, options, ["setpriv", "--pdeathsig", "KILL"])
     try:
         with subprocess.Popen(command, env=os.environ | _environment(settings)) as child:
-            signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # then this process ends as the command does
+            signal.signal(
+                signal.SIGTERM, lambda *_unused: child.terminate()
+            )  # then this process ends as the command does
             while True:
                 try:
                     return child.wait()
@@ -204,7 +206,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     return values
 
 
-def _env(settings: Settings, _: argparse.Namespace) -> None:
+def _env(settings: Settings, _unused: argparse.Namespace) -> None:
     for name, value in _environment(settings).items():
         print(f"export {name}={value}")
 
@@ -228,7 +230,7 @@ def _call(settings: Settings, name: str, values: Mapping[str, Any]) -> str:
         raise Failure(error.read().decode()) from None
 
 
-def _status(settings: Settings, _: argparse.Namespace) -> None:
+def _status(settings: Settings, _unused: argparse.Namespace) -> None:
     import boto3
     from rich.console import Console
     from rich.table import Table

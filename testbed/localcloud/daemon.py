@@ -62,7 +62,7 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         mirror = _server(0, _files(directory), WSGIRequestHandler) if directory else None
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())
+            signal.signal(number, lambda *_unused: ended.set())
         machines = threading.Thread(target=region.run, name="machines")
         machines.start()
         for server in filter(None, (api, mirror)):
@@ -118,7 +118,7 @@ def _register(settings: Settings, region: Region, base: Path) -> str:
 
 
 class _Quiet:
-    def log_request(self, *_: Any) -> None:
+    def log_request(self, *_unused: Any) -> None:
         """One line per request helps nobody."""
 
 

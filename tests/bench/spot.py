@@ -114,7 +114,7 @@ def main() -> None:
         console.print(f"making {arguments.records:,} records ...")
         make_history(path, arguments.records, arguments.indent)
         size = path.stat().st_size
-        for _ in range(arguments.runs):
+        for _unused in range(arguments.runs):
             figures["predecessor's loop"].append(run("", PREDECESSOR, path))
             figures["spot_price"].append(run(IMPORTS, OURS, path))
     table = Table(

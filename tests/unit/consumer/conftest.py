@@ -105,7 +105,7 @@ class World:
         found = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
-                folder, _, inner = member.name.partition("/")
+                folder, _unused, inner = member.name.partition("/")
                 assert folder == name
                 assert member.isreg()
                 file = archive.extractfile(member)
@@ -239,7 +239,7 @@ class Metadata(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     server: Metadata
 
-    def log_message(self, *_: object) -> None: ...
+    def log_message(self, *_unused: object) -> None: ...
 
     def _send(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)

@@ -118,7 +118,7 @@ def until(condition: Callable[[], Any], limit: float = 20) -> None:
 def test_a_sample_then_drained(machine: Machine, make: Any) -> None:
     machine.put(make.tarball())
     process = machine.start()
-    output, _ = process.communicate(timeout=30)
+    output, _unused = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert (machine.folder / "run" / "drained").exists()
     assert machine.spool.result()
@@ -132,7 +132,7 @@ def test_sigterm_kills_the_container_and_hands_back(machine: Machine, make: Any)
     process = machine.start()
     until(machine.containers)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=10)
+    output, _unused = process.communicate(timeout=10)
     assert process.returncode == 0, output
     assert machine.containers() == []
     assert not (machine.folder / "run" / "drained").exists()
@@ -154,7 +154,7 @@ def test_after_kill_9_the_next_start_clears_up_and_finishes(machine: Machine, ma
 
     machine.delay("0")
     second = machine.start()
-    output, _ = second.communicate(timeout=40)
+    output, _unused = second.communicate(timeout=40)
     assert second.returncode == 0, output
     assert "killed the leftover run pcgr-" in output
     assert "wiping the leftover folder" in output
@@ -170,7 +170,7 @@ def test_once_takes_one(machine: Machine, make: Any) -> None:
     assert process.communicate(timeout=20)[0].strip().endswith("once: nothing to do")
     machine.put(make.tarball())
     process = machine.start("--once")
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 0, output
     assert machine.spool.result()
 
@@ -181,7 +181,7 @@ def test_check_says_ready_or_what_is_missing(machine: Machine) -> None:
     assert process.returncode == 0
     (machine.folder / "bundle/data/grch38").rmdir()
     process = machine.start("--check")
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 1
     assert output == f"pcgr-consumer: {machine.folder}/bundle/data/grch38: no such folder; assemblies names grch38\n"
 
@@ -189,7 +189,7 @@ def test_check_says_ready_or_what_is_missing(machine: Machine) -> None:
 def test_smoke_says_what_failed_and_leaves_nothing(machine: Machine) -> None:
     """The stand-in for docker answers none of the questions."""
     process = machine.start("--smoke")
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 1
     lines = output.splitlines()
     assert lines[0] == "ok      runtime: docker sha256:" + "0" * 64
@@ -213,7 +213,7 @@ def test_a_smoke_that_is_stopped_leaves_nothing(machine: Machine) -> None:
 def test_a_wrong_setting_is_one_line(machine: Machine) -> None:
     machine.settings.write_text(machine.settings.read_text().replace("idle_seconds", "idel_seconds"))
     process = machine.start()
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 1
     assert output.count("\n") == 1
     assert "idel_seconds: unknown key" in output
@@ -226,7 +226,7 @@ def test_two_consumers_on_one_machine_are_refused(machine: Machine, make: Any) -
     machine.start()
     until(machine.containers)
     second = machine.start()
-    output, _ = second.communicate(timeout=20)
+    output, _unused = second.communicate(timeout=20)
     assert second.returncode == 1
     assert output.endswith("state/lock: another consumer runs on this machine\n")
     assert len(machine.containers()) == 1
@@ -259,7 +259,7 @@ notes_bucket = "{cloud.bucket}"'''
     cloud.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
     until(machine.containers)
     metadata.notice = b'{"action": "terminate", "time": "2026-11-23T05:00:00Z"}'
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 0, output
     assert machine.containers() == []
     last = notes()["machines/i-0123456789abcdef0/interrupted.json"]

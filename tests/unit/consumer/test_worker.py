@@ -123,8 +123,8 @@ def test_a_full_work_disk_is_noticed_before_the_fetch(world: Any, make: Any, mon
     world.put(make.tarball())
     context = world.context()
     worker = world.worker()
-    monkeypatch.setattr(type(context.store), "fetch", lambda *_: pytest.fail("fetched"))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr(type(context.store), "fetch", lambda *_unused: pytest.fail("fetched"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _unused: type("Usage", (), {"free": 100})())
     assert worker.once() == "later"
     assert world.queue().unfinished() == 1
 

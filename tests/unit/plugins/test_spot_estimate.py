@@ -59,7 +59,7 @@ def test_intervals_hold_what_they_say() -> None:
     """Of pools whose true rate is drawn from the prior, nine of ten lie in the interval after some hours of record."""
     chance, inside = np.random.default_rng(2), 0
     start = Hazard(0.5, 50)
-    for _ in range(2000):
+    for _unused in range(2000):
         rate = chance.gamma(start.shape, 1 / start.rate)
         found = start.updated(int(chance.poisson(rate * 100)), 100).interval()
         inside += found.low <= rate <= found.high
@@ -130,10 +130,10 @@ def test_costs_and_batches() -> None:
 
 def test_strategies_see_the_past_only() -> None:
     """What comes later, prices and losses alike, changes no decision."""
-    world, other = (spot_backtest.world("calm", 1) for _ in range(2))
+    world, other = (spot_backtest.world("calm", 1) for _unused in range(2))
     now = 30 * 24.0
     other.history.price[other.history.time > now * HOUR] = 99.0
-    other.losses = [np.array([now + 0.1]) for _ in other.losses]
+    other.losses = [np.array([now + 0.1]) for _unused in other.losses]
     for name, strategy in spot_backtest.STRATEGIES.items():
         picks = [strategy(spot_backtest.State(one, np.random.default_rng(1)), now) for one in (world, other)]
         assert picks[0] == picks[1], name
@@ -143,7 +143,7 @@ def test_a_sample_is_played_as_told() -> None:
     world = spot_backtest.world("calm", 1)
     world.history.price[:] = 0.1
     world.evidence.on_demand = dict.fromkeys(world.evidence.on_demand, 0.2)
-    world.losses = [np.array([100.0 + 1.0]) for _ in world.losses]  # every machine is lost after one hour
+    world.losses = [np.array([100.0 + 1.0]) for _unused in world.losses]  # every machine is lost after one hour
     state = spot_backtest.State(world, np.random.default_rng(1))
     found = spot_backtest.play(state, lambda _state, _now: (0, 0.75), 100.0)
     need = spot_backtest.OVERHEAD + spot_backtest.SAMPLE

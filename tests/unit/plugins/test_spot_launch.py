@@ -140,7 +140,7 @@ def test_what_a_fleet_is_asked_for() -> None:
     assert client.asked["SpotOptions"]["InstanceInterruptionBehavior"] == "terminate"
     launch.fleet(client, {}, [{"type": f"t{number}", "zone": "z"} for number in range(400)], tag)
     assert len(client.overrides) == 300  # more are refused
-    client.create_fleet = lambda **_: 1 / 0  # type: ignore[method-assign]
+    client.create_fleet = lambda **_unused: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         launch.fleet(client, {}, POOLS, tag)
     assert client.deleted == "lt-1"
@@ -202,7 +202,7 @@ def test_an_interruption_is_told_from_an_end() -> None:
         state = "terminated"
         when = "Server.SpotInstanceTermination (2026-11-22 10:00:00 GMT)"
 
-        def describe_instances(self, **_: Any) -> Any:
+        def describe_instances(self, **_unused: Any) -> Any:
             state = {"State": {"Name": self.state}, "StateReason": {"Code": self.reason}}
             found = state | {"StateTransitionReason": self.when}
             return {"Reservations": [{"Instances": [found]}]}
@@ -295,7 +295,7 @@ def test_the_log_gets_what_machines_have_noted_once(tmp_path: Path, s3: Any) -> 
     s3.put_object(Bucket=BUCKET, Key="demo-000001-somatic-output.tar.gz", Body=b"")
     look(log, check=True)
     assert len(events(log)) == 1
-    for _ in range(2):
+    for _unused in range(2):
         look(log)
         assert sorted(events(log)[1:4]) == [("interrupted", GONE), ("sample", OURS), ("sample", "i-0b")]
         assert events(log)[4:] == [("ended", OURS)]  # AWS does not know it
@@ -345,7 +345,7 @@ def test_an_interruption_counts_once_whoever_tells_first(
     launch, now = load("module_utils._spot.launch"), datetime.now(UTC)
 
     class Client:
-        def describe_instances(self, **_: Any) -> Any:
+        def describe_instances(self, **_unused: Any) -> Any:
             state = {"State": {"Name": "terminated"}, "StateReason": {"Code": launch.INTERRUPTED}}
             reason = f"Server.SpotInstanceTermination ({now:%Y-%m-%d %H:%M:%S} GMT)"
             return {"Reservations": [{"Instances": [state | {"StateTransitionReason": reason}]}]}
@@ -364,7 +364,7 @@ def test_an_interruption_counts_once_whoever_tells_first(
         notes.interrupted()
         for step in steps:
             step()
-        assert [kind for kind, _ in events(log)] == ["launched", "interrupted"], steps
+        assert [kind for kind, _unused in events(log)] == ["launched", "interrupted"], steps
         later = now.timestamp() + 60
         assert losses(lives(read_log(str(log)), later), "demo", later) == 1
 

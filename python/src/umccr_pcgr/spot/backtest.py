@@ -64,7 +64,7 @@ def world(name: str, seed: int) -> World:
     chance = np.random.default_rng([seed, WORLDS.index(name)])
     hours = DAYS * 24
     outages = (
-        [np.sort(chance.uniform(0, hours, chance.poisson(hours / 120))) for _ in range(ZONES)]
+        [np.sort(chance.uniform(0, hours, chance.poisson(hours / 120))) for _unused in range(ZONES)]
         if name == "zone outages"
         else None
     )
@@ -303,7 +303,7 @@ def interval(
     chance = np.random.default_rng(5)
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     draws = []
-    for _ in range(BOOTSTRAPS):
+    for _unused in range(BOOTSTRAPS):
         chosen = np.concatenate([members[index] for index in chance.integers(0, len(members), len(members))])
         draws.append(score(values[chosen]))
     low, high = np.quantile(draws, [0.05, 0.95])
@@ -354,8 +354,8 @@ def reliability(forecasts: list[tuple[float, bool]]) -> list[tuple[str, int, flo
                 (
                     f"{low:.2f} to {min(high, 1):.2f}",
                     len(inside),
-                    float(np.mean([p for p, _ in inside])),
-                    float(np.mean([c for _, c in inside])),
+                    float(np.mean([p for p, _unused in inside])),
+                    float(np.mean([c for _unused, c in inside])),
                 )
             )
     return rows
@@ -482,7 +482,7 @@ def recorded_prices(path: str, demand: float | None) -> dict[str, dict[tuple[str
     evidence = Evidence()
     if demand:
         evidence.on_demand = {(pool.region, pool.type): demand for pool in found.pools}
-    known = World(path, history, [np.empty(0) for _ in found.pools], evidence)
+    known = World(path, history, [np.empty(0) for _unused in found.pools], evidence)
     last = float(history.time.max()) / HOUR
     starts = np.arange(WARM_UP * 24, last - 24, STEP)
     if not len(starts):
