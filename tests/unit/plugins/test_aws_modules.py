@@ -353,3 +353,12 @@ def test_the_tag_is_the_same_wherever_it_is_named() -> None:
     ]:
         literal = re.compile(rf"""['"]{re.escape(tag)}['"]|{re.escape(tag)}=""")
         assert not literal.search(path.read_text()), path
+
+
+def test_the_action_group_has_every_aws_module() -> None:
+    *ours, extended = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]["aws"]
+    modules = [path for path in ROOT.glob("plugins/modules/*.py") if "AnsibleAWSModule" in path.read_text()]
+    assert sorted(ours) == sorted(path.stem for path in modules)
+    assert extended == {"metadata": {"extend_group": ["amazon.aws.aws", "community.aws.aws"]}}
+    for path in modules:
+        assert "  - umccr.pcgr.aws\n" in path.read_text(), f"{path.name}: does not document the group"

@@ -328,3 +328,15 @@ def test_bids() -> None:
     ):
         with pytest.raises(SpotError, match=r"^--bids: found"):
             spot_legacy.parse_bids(text)
+
+
+def test_without_numpy_the_missing_library_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    path.write_text('{"SpotPriceHistory": []}')
+    missing = ImportError("no", name="numpy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spot_history, "IMPORT_ERROR", missing)
+        patch.setattr(spot_reader, "IMPORT_ERROR", missing)
+        for make in (lambda: spot_history.from_records([]), lambda: spot_reader.read_history(str(path))):
+            with pytest.raises(SpotError, match="the Python library numpy is missing"):
+                make()
