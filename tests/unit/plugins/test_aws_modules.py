@@ -14,6 +14,7 @@ from moto import mock_aws
 
 from support import ROOT
 from support.module_runner import load, run
+from umccr_pcgr.client import status
 
 REGION = "ap-southeast-2"
 SUFFIXES = ["-somatic.tar.gz", "-normal.tar.gz"]
@@ -340,9 +341,10 @@ def test_events_show_their_difference(queue_arn: str) -> None:
 
 
 def test_the_tag_is_the_same_wherever_it_is_named() -> None:
-    """The inventory and the documentation cannot import it."""
+    """The inventory cannot import it, and the client must work without the collection."""
     tag = load("module_utils._aws_client").TAG
     assert owned()["tags"] == {tag: "demo"}
+    assert status.TAG == tag
     inventory = yaml.safe_load((ROOT / "inventory/aws_ec2.yml").read_text())
     assert inventory["filters"]["tag-key"] == tag
     assert inventory["compose"]["aws_name"] == f"tags['{tag}']"
