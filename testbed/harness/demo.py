@@ -156,7 +156,7 @@ def walk(arguments: argparse.Namespace, log: Path, steps: Steps) -> Path:
             environment = stack.enter_context(harness.region(directory, log))
             os.environ.update(environment)
             session = boto3.Session()
-        variables = harness.region_variables(environment, key) | {
+        variables = harness.key_variables(key) | {
             "aws_name": NAME,
             "aws_bucket": NAME,
             "pcgr_assemblies": [arguments.assembly],

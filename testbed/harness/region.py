@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "umccr.pcgr"
 MIRROR = CACHE / "mirror"
+REGION_VARIABLES = ROOT / "testbed/localcloud/vars.yml"
 TARGET_PYTHON = (
     "3.10"  # the oldest of the targets (Ubuntu 22.04); the wheels are pure Python, so they serve newer ones too
 )
@@ -155,7 +157,7 @@ def region(directory: Path, log: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.5)
         else:
             raise StepFailed(f"the region did not answer within a minute; see {log}")
-        yield environment | dict(re.findall(r"^export (\w+)='?([^'\n]*)'?$", answer.stdout, flags=re.MULTILINE))
+        yield exported(environment, answer.stdout)
     finally:
         process.terminate()
         try:
@@ -165,20 +167,20 @@ def region(directory: Path, log: Path) -> Iterator[dict[str, str]]:
             process.wait()
 
 
-def region_variables(environment: Mapping[str, str], key: Path) -> dict[str, Any]:
-    """The settings by which the local region differs from AWS, for `aws.yml`; `key` is the private SSH key's path."""
-    return {
-        "aws_region": environment["AWS_DEFAULT_REGION"],
-        "aws_image": environment["LOCALCLOUD_AMI"],
-        "aws_ssh_port": int(environment["LOCALCLOUD_SSH_PORT"]),
-        "aws_guest_endpoint_url": environment["LOCALCLOUD_GUEST_ENDPOINT_URL"],
-        "aws_ssh_cidr": "127.0.0.0/8",
-        "aws_public_key_file": f"{key}.pub",
-        "aws_private_key_file": str(key),
-        "pcgr_mirror_url": environment["LOCALCLOUD_MIRROR_URL"],
-        "consumer_wheels_url": environment["LOCALCLOUD_MIRROR_URL"] + "/wheels/",
-        "pcgr_release": "rehearsal",
-    }
+def exported(environment: Mapping[str, str], lines: str) -> dict[str, str]:
+    """The environment after a shell has evaluated lines of ``export NAME=value`` and ``unset NAME ...``."""
+    result = dict(environment)
+    for command, *words in map(shlex.split, lines.splitlines()):
+        if command == "export":
+            result |= dict(word.split("=", 1) for word in words)
+        else:
+            result = {name: value for name, value in result.items() if name not in words}
+    return result
+
+
+def key_variables(key: Path) -> dict[str, Any]:
+    """The settings of `aws.yml` for a key pair made by make_key; REGION_VARIABLES has those of the local region."""
+    return {"aws_public_key_file": f"{key}.pub", "aws_private_key_file": str(key)}
 
 
 def client(environment: Mapping[str, str], service: str) -> Any:
@@ -250,10 +252,12 @@ def make_key(path: Path) -> Path:
 def playbook(
     name: str, variables: Mapping[str, Any], environment: Mapping[str, str], log: Path, *options: str
 ) -> Iterator[str]:
-    """Run a playbook; yield the name of each task as it starts."""
+    """Run a playbook in a local region; yield the name of each task as it starts."""
     command: list[str | Path] = [
         Path(sys.executable).parent / "ansible-playbook",
         f"playbooks/{name}",
+        "-e",
+        f"@{REGION_VARIABLES}",
         "-e",
         json.dumps(variables),
     ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,14 +18,16 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from localcloud import lifecycle
+from localcloud import clients, lifecycle
 from localcloud.image import build_base_image
-from localcloud.settings import HOST_FROM_GUEST, SSH_PORT, SettingError, Settings, load
+from localcloud.settings import NOTICE_SECONDS, SSH_PORT, SettingError, Settings, load
 
 START_SECONDS = 180.0  # the API answers about 3 s after the start on an idle machine, the imports being most of it
 END_SECONDS = 30.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SI_KERNEL = 0x80  # si_code of a signal that no process sent, such as Ctrl-C (sigaction(2))
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
@@ -32,11 +36,24 @@ PROGRAMS = {
 }
 
 
+DOWN = "python -m localcloud down"
+
+
 class Failure(Exception):
     """What the user is told, in one line."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        self.exit(2, f"localcloud: {message.removeprefix('argument ')}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 1 failed, 2 wrong usage, 128 and the signal's number if one ended it."""
+    _restore_signals()
     options = _parser().parse_args(arguments)
     try:
         settings = load()
@@ -48,8 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _restore_signals() -> None:
+    """React to signals even if whoever started this process ignores or blocks them, as shells do for background jobs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit codes of children away
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
+
+
+def _exit_on(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m localcloud", description=__doc__)
+    parser = _Parser(prog="python -m localcloud", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, action: Any, text: str) -> argparse.ArgumentParser:
@@ -58,55 +88,95 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     up = command("up", _up, "start the region in the background")
-    run = command("run", _run, "have a region for the life of one command, in whose environment it is")
+    run = command("run", _run, "start a region, run COMMAND with its environment set, then end the region")
     for added in (up, run):
         added.add_argument("--serve", metavar="DIR", type=Path, help="serve DIR to the instances over HTTP (mirror)")
-        added.add_argument("--port", type=int, help=f"port of the API (default: {lifecycle.PORT}, or any free one)")
+        added.add_argument(
+            "--port", type=_port, help=f"port of the API (default: {lifecycle.PORT}, or any free one; 0: any)"
+        )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
     command("down", _down, "end the region, its instances and all they hold")
     command("status", _status, "show the instances")
-    command("env", _env, "print the shell lines that lead clients to the region")
+    command("env", _env, "print the shell lines that lead clients to the region and keep them from AWS")
     interrupt = command("interrupt", _interrupt, "announce the interruption of a spot instance and end it in time")
-    interrupt.add_argument("--seconds", type=float, default=120.0, help="notice (default: 120, as on EC2)")
+    interrupt.add_argument("--seconds", type=_seconds, default=120.0, help="notice (default: 120, as on EC2)")
     rebalance = command("rebalance", _rebalance, "recommend to a spot instance to move")
     for added in (interrupt, rebalance):
         added.add_argument("instance_id", metavar="INSTANCE_ID")
     serve = commands.add_parser("serve-region")  # what `up` and `run` start
     serve.add_argument("--base", type=Path, required=True)
     serve.add_argument("--serve", type=Path)
-    serve.add_argument("--port", type=int)
+    serve.add_argument("--port", type=_port)
     serve.set_defaults(action=_serve)
     return parser
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= NOTICE_SECONDS:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed 0 to {NOTICE_SECONDS}")
+    return found
+
+
 def _up(settings: Settings, options: argparse.Namespace) -> None:
     if lifecycle.is_running(settings):
+        _refuse_other_options(_record(settings), options)
         print("localcloud: the region is running already")
     else:
         _start(settings, options, [])
     print('set the environment by: eval "$(python -m localcloud env)"')
 
 
+def _refuse_other_options(record: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Refuse options that the running region does not have."""
+    served = str(options.serve.absolute()) if options.serve else None
+    for name, wanted, found in (
+        ("--port", options.port or None, record["port"]),
+        ("--serve", served, record["directory"]),
+    ):
+        if wanted not in (None, found):
+            raise Failure(f"{name}: found {wanted}, the region is running with {found or 'none'}; end it by: {DOWN}")
+
+
 def _run(settings: Settings, options: argparse.Namespace) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise Failure("run: found no command, write it after --")
+    if not shutil.which(command[0]):
+        raise Failure(f"run: {command[0]}: found no such program")
     if lifecycle.is_running(settings):
         raise Failure(f"{settings.state}: found a running region there; set LOCALCLOUD_DIR to another folder")
     # The kernel ends the region, and with it the instances, should this process be killed.
     process = _start(settings, options, ["setpriv", "--pdeathsig", "KILL"])
     try:
-        with subprocess.Popen(command, env=os.environ | _environment(settings)) as child:
-            signal.signal(
-                signal.SIGTERM, lambda *_unused: child.terminate()
-            )  # then this process ends as the command does
-            while True:
-                try:
-                    return child.wait()
-                except KeyboardInterrupt:  # the command had it too, and decides
-                    continue
+        return _supervise(command, _client_environment(settings))
     finally:
         _end(process, settings)
+
+
+def _supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command and pass on the signals sent to this process; returns its exit code, as a shell would."""
+    awaited = {*STOP_SIGNALS, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    with subprocess.Popen(
+        command, env=environment,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited),  # noqa: PLW1509 - there are no threads
+    ) as child:  # fmt: skip
+        while child.poll() is None:
+            info = signal.sigtimedwait(awaited, 1.0)
+            # Ctrl-C and a hangup of the terminal reached the command too; a second signal would cut its end short.
+            if info and info.si_signo in STOP_SIGNALS and info.si_code != SI_KERNEL:
+                child.send_signal(info.si_signo)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def _start(settings: Settings, options: argparse.Namespace, prefix: list[str]) -> subprocess.Popen[bytes]:
@@ -124,6 +194,7 @@ def _start(settings: Settings, options: argparse.Namespace, prefix: list[str]) -
     with settings.log.open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env=clients.without_foreign(os.environ),
         )  # fmt: skip
     try:
         _wait_for_api(settings, process)
@@ -159,7 +230,7 @@ def _end(process: subprocess.Popen[bytes], settings: Settings) -> None:
 
 def _down(settings: Settings, _: argparse.Namespace) -> None:
     if lifecycle.is_running(settings):
-        pid = _record(settings)["pid"]
+        pid = json.loads(settings.record.read_text())["pid"]
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + END_SECONDS
         while lifecycle.is_running(settings):
@@ -185,30 +256,22 @@ def _record(settings: Settings) -> dict[str, Any]:
     if not lifecycle.is_running(settings):
         raise Failure(f"{settings.state}: found no running region, start one by: python -m localcloud up")
     record: dict[str, Any] = json.loads(settings.record.read_text())
+    if "port" not in record:
+        raise Failure(f"{settings.state}: found a region that is still starting, try again")
     return record
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    record = _record(settings)
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{lifecycle.HOST}:{record['port']}",
-        "AWS_DEFAULT_REGION": record["region"],
-        "AWS_REGION": record["region"],
-        "AWS_ACCESS_KEY_ID": "localcloud",
-        "AWS_SECRET_ACCESS_KEY": "localcloud",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "LOCALCLOUD_GUEST_ENDPOINT_URL": f"http://{HOST_FROM_GUEST}:{record['port']}",
-        "LOCALCLOUD_AMI": record["image"],
-        "LOCALCLOUD_SSH_PORT": str(SSH_PORT),
-    }
-    if record["mirror_port"]:
-        values["LOCALCLOUD_MIRROR_URL"] = f"http://{HOST_FROM_GUEST}:{record['mirror_port']}"
-    return values
+def _client_environment(settings: Settings) -> dict[str, str]:
+    """The environment of this process, changed for clients of the region."""
+    return clients.without_foreign(os.environ) | clients.environment(settings, _record(settings), os.environ)
 
 
-def _env(settings: Settings, _unused: argparse.Namespace) -> None:
-    for name, value in _environment(settings).items():
-        print(f"export {name}={value}")
+def _env(settings: Settings, _: argparse.Namespace) -> None:
+    values = clients.environment(settings, _record(settings), os.environ)
+    if removed := clients.foreign(os.environ):
+        print("unset", *removed)
+    for name, value in values.items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 def _interrupt(settings: Settings, options: argparse.Namespace) -> None:
@@ -224,38 +287,39 @@ def _rebalance(settings: Settings, options: argparse.Namespace) -> None:
 def _call(settings: Settings, name: str, values: Mapping[str, Any]) -> str:
     url = f"http://{lifecycle.HOST}:{_record(settings)['port']}/_localcloud/{name}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(values).encode())) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(urllib.request.Request(url, json.dumps(values).encode())) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         raise Failure(error.read().decode()) from None
 
 
-def _status(settings: Settings, _unused: argparse.Namespace) -> None:
+def _status(settings: Settings, _: argparse.Namespace) -> None:
+    values = _client_environment(settings)
+    os.environ.clear()
+    os.environ.update(values)
     import boto3
-    from rich.console import Console
-    from rich.table import Table
 
-    values = _environment(settings)
-    client = boto3.client(
-        "ec2", endpoint_url=values["AWS_ENDPOINT_URL"], region_name=values["AWS_DEFAULT_REGION"],
-        aws_access_key_id="localcloud", aws_secret_access_key="localcloud",  # noqa: S106 - moto takes any
-    )  # fmt: skip
-    title = f"{values['AWS_DEFAULT_REGION']} at {values['AWS_ENDPOINT_URL']}"
-    table = Table("instance", "name", "type", "state", "address", "ssh", "up", title=title)
-    for page in client.get_paginator("describe_instances").paginate():
-        for instance in (instance for reservation in page["Reservations"] for instance in reservation["Instances"]):
-            table.add_row(*_row(instance))
-    Console().print(table)
+    record = _record(settings)
+    url = f"http://{lifecycle.HOST}:{record['port']}"
+    print(f"{record['region']} at {url}")
+    pages = boto3.client("ec2").get_paginator("describe_instances").paginate()
+    instances = [found for page in pages for reservation in page["Reservations"] for found in reservation["Instances"]]
+    for instance in instances:
+        print("\n".join(_lines(instance)))
+    if not instances:
+        print("no instances")
 
 
-def _row(instance: Mapping[str, Any]) -> tuple[str, ...]:
+def _lines(instance: Mapping[str, Any]) -> list[str]:
+    """An instance in at most two lines; nothing is cut, so that ids and commands can be copied."""
     state, address = instance["State"]["Name"], instance.get("PublicIpAddress", "")
     name = next((tag["Value"] for tag in instance.get("Tags", []) if tag["Key"] == "Name"), "")
     kind = f"{instance['InstanceType']} {instance.get('InstanceLifecycle', '')}".strip()
     running = state == "running"
-    up = str(datetime.now(UTC) - instance["LaunchTime"]).split(".", 1)[0] if running else ""
-    ssh = f"ssh -p {SSH_PORT} admin@{address}" if running and address else ""
-    return instance["InstanceId"], name, kind, state, address, ssh, up
+    age = str(datetime.now(UTC) - instance["LaunchTime"]).split(".", 1)[0] if running else ""
+    lines = [f"{instance['InstanceId']:19}  {state:13}  {kind:14}  {age:8}  {name}".rstrip()]
+    return lines + ([f"  ssh -p {SSH_PORT} admin@{address}"] if running and address else [])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ from werkzeug.wrappers import Request, Response
 
 from localcloud import moto_hooks
 from localcloud.accelerator import accelerator
+from localcloud.clients import write_config
 from localcloud.lifecycle import HOST, PORT, clean, held
+from localcloud.proxy import ConnectMixin
 from localcloud.region import Region
 from localcloud.settings import ACCOUNT, DEBIAN_ACCOUNT, GIB, Settings
 
@@ -48,7 +50,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def serve(settings: Settings, base: Path, port: int | None, directory: Path | None) -> None:
-    """Be the region until SIGTERM or SIGINT; raises Running."""
+    """Be the region until SIGTERM, SIGINT or SIGHUP; raises Running."""
     with held(settings):
         clean(settings)
         sockets = Path(tempfile.mkdtemp(prefix="localcloud-"))  # a Unix socket's path is short
@@ -58,15 +60,17 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         region = Region(settings, sockets, network, accelerator())
         moto_hooks.install(region)
         image_id = _register(settings, region, base)
-        api = _server(port if port is not None else PORT, _api(region), MotoRequestHandler, fixed=port is not None)
+        handler = type("Handler", (ConnectMixin, MotoRequestHandler), {})
+        api = _server(port if port is not None else PORT, _api(region), handler, fixed=port is not None)
         mirror = _server(0, _files(directory), WSGIRequestHandler) if directory else None
         ended = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_unused: ended.set())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: ended.set())
         machines = threading.Thread(target=region.run, name="machines")
         machines.start()
         for server in filter(None, (api, mirror)):
             threading.Thread(target=server.serve_forever, daemon=True).start()
+        write_config(settings, api.port)
         ports = {"port": api.port, "mirror_port": mirror.port if mirror else None, "directory": str(directory or "")}
         names = {"image": image_id, "region": settings.region}
         _write(settings.record, {"pid": os.getpid(), "sockets": str(sockets), **ports, **names})
@@ -118,7 +122,7 @@ def _register(settings: Settings, region: Region, base: Path) -> str:
 
 
 class _Quiet:
-    def log_request(self, *_unused: Any) -> None:
+    def log_request(self, *_: Any) -> None:
         """One line per request helps nobody."""
 
 
@@ -130,7 +134,9 @@ def _server(
         return make_server(HOST, port, application, threaded=True, request_handler=quiet)
     except (OSError, SystemExit):  # werkzeug exits when the port is taken
         if fixed:
-            raise OSError(f"port {port} of {HOST}: found it taken") from None
+            raise OSError(
+                f"--port: found {port}, which is in use or reserved for root; allowed is a free one"
+            ) from None
         return make_server(HOST, 0, application, threaded=True, request_handler=quiet)
 
 

@@ -48,9 +48,10 @@ def _lock(file: TextIO) -> None:
 
 
 def clean(settings: Settings) -> None:
-    """Remove what a region left behind: disks, sockets, record. The log stays."""
+    """Remove what a region left behind: disks, sockets, record, configuration of clients. The log stays."""
     if settings.record.exists():
         shutil.rmtree(json.loads(settings.record.read_text())["sockets"], ignore_errors=True)
         settings.record.unlink()
+    settings.client_config.unlink(missing_ok=True)
     for name in ("volumes", "snapshots", "instances"):
         shutil.rmtree(settings.state / name, ignore_errors=True)

@@ -23,7 +23,7 @@ from localcloud.hypervisor import Pair
 from localcloud.identity import Identities
 from localcloud.moto_hooks import EC2Backend, Instance
 from localcloud.qemu import Machine, MachineError, Spec
-from localcloud.settings import ACCOUNT, SSH_PORT, Settings
+from localcloud.settings import ACCOUNT, NOTICE_SECONDS, SSH_PORT, Settings
 from localcloud.volumes import Disks
 
 TICK = 0.5  # seconds between looks when nobody wakes the thread; the precision of all times here
@@ -146,6 +146,8 @@ class Region:
 
     def interrupt(self, instance_id: str, seconds: float) -> str:
         """Announce the interruption of a spot instance and end it after ``seconds``; returns the time, ISO 8601 UTC."""
+        if not 0 <= seconds <= NOTICE_SECONDS:
+            raise ValueError(f"seconds: found {seconds}, allowed 0 to {NOTICE_SECONDS}")
         instance = self._running(instance_id)
         if instance.lifecycle != "spot":
             raise ValueError(f"{instance_id}: found an on-demand instance, only spot instances are interrupted")

@@ -10,6 +10,7 @@ ACCOUNT = "123456789012"  # moto's account for every access key that it did not 
 DEBIAN_ACCOUNT = "136693071363"  # owner of Debian's images on AWS (wiki.debian.org/Cloud/AmazonEC2Image)
 SSH_PORT = 2222  # ports below 1024 need root
 HOST_FROM_GUEST = "169.254.0.2"  # QEMU's user network maps it to this machine's loopback
+NOTICE_SECONDS = 86400  # longest notice of an interruption; EC2 gives 120 s
 GIB = 1 << 30
 
 
@@ -42,7 +43,13 @@ class Settings:
         return self.state / "lock"
 
     @property
+    def client_config(self) -> Path:
+        """Configuration file for the ``aws`` command and the SDKs."""
+        return self.state / "aws-config"
+
+    @property
     def log(self) -> Path:
+        """File with the output of the region's process."""
         return self.state / "region.log"
 
 

@@ -37,7 +37,7 @@ def main() -> int:
         harness.prepare_images(log, status.update)
         key = harness.make_key(folder / "key")
         with harness.region(folder / "cloud", log) as environment:
-            settings = harness.region_variables(environment, key) | {"consumer_queue_name": "pcgr"}
+            settings = harness.key_variables(key) | {"consumer_queue_name": "pcgr"}
             for number in range(arguments.runs):
                 inventory = folder / f"{number}.json"
                 status.update(f"machine {number + 1} of {arguments.runs} boots")

@@ -17,4 +17,4 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     harness.prepare_images(log, print)
     key = harness.make_key(folder / "key")
     with harness.region(folder / "cloud", log) as environment:
-        yield Region(environment, folder, key, harness.region_variables(environment, key))
+        yield Region(environment, folder, key, harness.key_variables(key))

@@ -55,7 +55,7 @@ def data_volume(region: Region) -> str:
 def host(region: Region) -> Any:
     """The machine seen from outside, as root."""
     return testinfra.get_host(
-        f"ssh://admin@{running(region)['PublicIpAddress']}:{region.variables['aws_ssh_port']}?sudo=True",
+        f"ssh://admin@{running(region)['PublicIpAddress']}:{region.environment['LOCALCLOUD_SSH_PORT']}?sudo=True",
         ssh_identity_file=str(region.key),
         ssh_extra_args="-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=10",
     )
@@ -103,7 +103,7 @@ def test_an_export_is_only_mounted(region: Region) -> None:
     machine.check_output("apt-get install --quiet=2 --no-install-recommends nfs-kernel-server >/dev/null 2>&1")
     machine.check_output("echo '/mnt/pcgr 127.0.0.1(ro,fsid=1,no_subtree_check)' >/etc/exports && exportfs -ra")
     inventory = region.folder / "inventory.json"
-    port = region.variables["aws_ssh_port"]
+    port = int(region.environment["LOCALCLOUD_SSH_PORT"])
     harness.write_inventory(inventory, running(region)["PublicIpAddress"], port, region.key)
     export = {"base_data_source": "127.0.0.1:/mnt/pcgr", "base_data_readonly": True, "pcgr_root": "/srv/pcgr"}
     _unused, said = play(region, "site.yml", "-i", str(inventory), **export)

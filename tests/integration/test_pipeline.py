@@ -74,7 +74,7 @@ def host(region: Region) -> Any:
     """The machine seen from outside, as root."""
     (machine,) = [one for one in instances(region) if one["State"]["Name"] == "running"]
     return testinfra.get_host(
-        f"ssh://admin@{machine['PublicIpAddress']}:{region.variables['aws_ssh_port']}?sudo=True",
+        f"ssh://admin@{machine['PublicIpAddress']}:{region.environment['LOCALCLOUD_SSH_PORT']}?sudo=True",
         ssh_identity_file=str(region.key),
         ssh_extra_args="-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
     )

@@ -83,7 +83,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
                 "aws_spot_losses": 1,
                 "aws_spot_budget_usd": 6,
             }
-            yield Region(environment, folder, key, harness.region_variables(environment, key) | more)
+            yield Region(environment, folder, key, harness.key_variables(key) | more)
 
 
 def play(region: Region, name: str, *options: str, **variables: Any) -> str:

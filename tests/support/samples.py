@@ -25,11 +25,12 @@ KEY = "in/demo-000001-somatic.tar.gz"
 # It reports as PCGR 2 does; "old" as PCGR 1.4, "older" as 1.0.
 TOOL = r"""
 echo "pcgr starts"
+acmg() { echo "$(dirname "$1")/$(basename "$1" | sed 's/\.pcgr\./.pcgr_acmg./')"; }
 report() { for end in ${4:-.conf.yaml .xlsx .html}; do cat "$2"/*.vcf* | cksum > "$3$end"; done; }
 case "$1" in
   good) report "$@"; mkdir "$(dirname "$3")/sub"; chmod 0 "$(dirname "$3")/sub"; echo "Finished PCGR!"; echo "Finished CPSR!" ;;
-  old) report "$1" "$2" "$(echo "$3" | sed s/.pcgr./.pcgr_acmg./)" ".vcf.gz .html .flexdb.html"; echo "Finished PCGR!" ;;
-  older) report "$1" "$2" "$(echo "$3" | sed s/.pcgr./.pcgr_acmg./)" ".vcf.gz .html .flexdb.html"
+  old) report "$1" "$2" "$(acmg "$3")" ".vcf.gz .html .flexdb.html"; echo "Finished PCGR!" ;;
+  older) report "$1" "$2" "$(acmg "$3")" ".vcf.gz .html .flexdb.html"
     echo "2022-05-24 10:00:00 - pcgr-writer - INFO - Finished" ;;
   long) report "$@"; sleep 3; echo "Finished PCGR!" ;;
   hang) sleep 60 ;;

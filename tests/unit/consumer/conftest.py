@@ -219,8 +219,10 @@ def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsWorld]:
 
 @pytest.fixture(params=["spool", "sqs"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    """Both backends in turn."""
-    return SpoolWorld(tmp_path) if request.param == "spool" else SqsWorld(tmp_path, request.getfixturevalue("endpoint"))
+    """Both backends in turn, in a folder whose name looks like a part of an output's name."""
+    folder = tmp_path / "x.pcgr.y"
+    folder.mkdir()
+    return SpoolWorld(folder) if request.param == "spool" else SqsWorld(folder, request.getfixturevalue("endpoint"))
 
 
 class Metadata(ThreadingHTTPServer):

@@ -7,16 +7,21 @@ instance is seen within a second or two.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -28,6 +33,7 @@ from support.localcloud import WAIT, sector, settings
 
 POWER_OFF = b"\xba\x04\x06\xb8\x00\x20\xef" + WAIT  # out 0x604, 0x2000: QEMU's ACPI power-off
 ZONE = "ap-southeast-2a"
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Client:
@@ -38,11 +44,21 @@ class Client:
         self.environment = settings(folder)
         command = [sys.executable, "-m", "localcloud", "serve-region", "--base", str(folder / "base.raw")]
         command += ["--port", "0", "--serve", str(folder)]
+        self.folder = folder
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment)
-        assert wait_for(lambda: "MIRROR" in self.cli("env").stdout, 120)
+        try:
+            assert wait_for(lambda: "MIRROR" in self.cli("env").stdout, 120)
+        except BaseException:
+            self.end()
+            raise
         lines = dict(line.removeprefix("export ").split("=", 1) for line in self.cli("env").stdout.splitlines())
         self.ami, self.url = lines["LOCALCLOUD_AMI"], lines["AWS_ENDPOINT_URL"]
         self.mirror = lines["LOCALCLOUD_MIRROR_URL"].replace("169.254.0.2", "127.0.0.1")
+
+    def end(self) -> None:
+        """End the region whatever state it is in; the kernel ends its virtual machines."""
+        self.process.kill()
+        self.process.wait()
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "localcloud", *arguments]
@@ -91,13 +107,26 @@ def wait_for(done: Callable[[], Any], seconds: float) -> bool:
     return False
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """Kill what a failed test leaves of a region in its folder."""
+    yield
+    for pid in processes(str(tmp_path)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: not processes(str(tmp_path)), 10)
+
+
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     client = Client(tmp_path_factory.mktemp("region"))
-    yield client
-    client.process.terminate()
-    assert client.process.wait(20) == 0
-    assert client.machines() == []
+    try:
+        yield client
+        client.process.terminate()
+        assert client.process.wait(20) == 0
+        assert client.machines() == []
+    finally:
+        client.end()
 
 
 def put_snapshot(region: Client, data: bytes, gib: int = 1) -> str:
@@ -391,9 +420,6 @@ def test_base_image_is_found_as_debians_is(region: Client) -> None:
 
 
 def test_mirror_serves_ranges_and_nothing_above_its_folder(region: Client) -> None:
-    import urllib.error
-    import urllib.request
-
     request = urllib.request.Request(f"{region.mirror}/base.raw", headers={"Range": "bytes=510-511"})
     with urllib.request.urlopen(request) as answer:
         assert (answer.status, answer.read()) == (206, b"\x55\xaa")
@@ -409,8 +435,15 @@ def test_second_region_is_refused_and_up_says_so(region: Client) -> None:
     assert "found a running region there" in refusal.stderr
 
 
-def test_killed_region_leaves_no_process_and_the_next_cleans_up(tmp_path: Path) -> None:
-    client = Client(tmp_path)
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    """A region of one test's own."""
+    made = Client(tmp_path)
+    yield made
+    made.end()
+
+
+def test_killed_region_leaves_no_process_and_the_next_cleans_up(client: Client) -> None:
     instance_id = client.run()
     assert client.becomes(instance_id, "running")
     (machine,) = client.machines()
@@ -423,6 +456,34 @@ def test_killed_region_leaves_no_process_and_the_next_cleans_up(tmp_path: Path) 
     assert sorted(path.name for path in client.state.iterdir()) == ["lock"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_region_ends_on_each_signal_even_if_it_was_started_with_it_ignored(
+    tmp_path: Path, ignored: None, number: signal.Signals
+) -> None:
+    client = Client(tmp_path)
+    try:
+        assert signals(client.process.pid, "SigIgn") & (1 << (number - 1)) == 0
+        client.process.send_signal(number)
+        assert client.process.wait(20) == 0
+    finally:
+        client.end()
+
+
+@pytest.fixture
+def ignored() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP are ignored, and inherited so, as in a background job of a script."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def signals(pid: int, field: str) -> int:
+    """A set of signals of a process, as a bit mask (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1], 16)
+
+
 LAUNCH = """\
 import boto3, os, sys, time
 ec2 = boto3.client("ec2")
@@ -433,32 +494,100 @@ print("running", flush=True)
 """
 
 
-def run_command(folder: Path, then: str) -> subprocess.Popen[str]:
-    """`run` with a program that has an instance running and then does ``then``."""
-    command = [sys.executable, "-m", "localcloud", "run", "--port", "0", "--", sys.executable, "-c", LAUNCH + then]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=settings(folder), stdout=subprocess.PIPE, text=True, start_new_session=True
-    )  # fmt: skip
+class Runs:
+    """Starts `run` with a program that has an instance running and then does ``then``; leaves nothing of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+
+    def __call__(self, then: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "localcloud", "run", "--port", "0", "--", sys.executable, "-c", LAUNCH + then]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=settings(self.folder), stdout=subprocess.PIPE, text=True, start_new_session=True
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill what is left: the command is in the group of `run`, the region ends with it."""
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def test_run_gives_the_command_a_region_and_takes_it_away(tmp_path: Path) -> None:
-    process = run_command(tmp_path, "sys.exit(7)")
+@pytest.fixture
+def run_command(tmp_path: Path) -> Iterator[Runs]:
+    runs = Runs(tmp_path)
+    yield runs
+    runs.end()
+    assert wait_for(lambda: not processes(str(tmp_path)), 10)
+
+
+def test_run_gives_the_command_a_region_and_takes_it_away(tmp_path: Path, run_command: Runs) -> None:
+    process = run_command("sys.exit(7)")
     assert process.communicate(timeout=120)[0] == "running\n"
     assert process.returncode == 7
     assert processes(str(tmp_path)) == []
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "region.log"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_or_killed_run_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
-    process = run_command(tmp_path, "time.sleep(600)")
+def interrupted(tmp_path: Path, process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal to a `run` whose instance runs, and look what is left."""
     assert process.stdout
     assert process.stdout.readline() == "running\n"
     assert processes(str(tmp_path)), "there is something to leave behind"
-    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)  # Ctrl-C reaches the command too
-    process.wait(60)
+    # Ctrl-C reaches the command too
+    (os.killpg if number in (signal.SIGINT, signal.SIGKILL) else os.kill)(process.pid, number)
+    assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
     assert wait_for(lambda: not processes(str(tmp_path)), 10)
     subprocess.run([sys.executable, "-m", "localcloud", "down"], cwd=ROOT, env=settings(tmp_path), check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_interrupted_or_killed_run_leaves_no_process(tmp_path: Path, run_command: Runs, number: signal.Signals) -> None:
+    interrupted(tmp_path, run_command("time.sleep(600)"), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_ends_on_each_signal_even_if_it_was_started_with_it_ignored(
+    tmp_path: Path, ignored: None, run_command: Runs, number: signal.Signals
+) -> None:
+    interrupted(tmp_path, run_command("time.sleep(600)"), number)
+
+
+def test_run_passes_a_signal_on_that_it_alone_received(run_command: Runs) -> None:
+    process = run_command(
+        "import signal; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); print('waiting', flush=True); time.sleep(600)"
+    )
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(2)] == ["running\n", "waiting\n"]
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 9
+
+
+def test_ctrl_c_reaches_the_command_once(tmp_path: Path) -> None:
+    """The terminal sends it to both; passed on as well, it would cut short the command's own end."""
+    count = "import signal, time\nseen = []\nsignal.signal(signal.SIGINT, lambda *_: seen.append(1))\nprint('waiting', flush=True)"
+    count += "\nwhile not seen: time.sleep(0.1)\ntime.sleep(1)\nprint('seen', len(seen), flush=True)"
+    command = [sys.executable, "-m", "localcloud", "run", "--port", "0", "--", sys.executable, "-c", count]
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command], cwd=ROOT, env=settings(tmp_path), stdin=terminal,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "waiting\n"
+        os.write(keyboard, b"\x03")
+        assert process.stdout.readline() == "seen 1\n"
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(keyboard)  # hangs the terminal up, which ends what is left on it
+        os.close(terminal)
 
 
 def test_up_and_down(tmp_path: Path) -> None:
@@ -468,10 +597,12 @@ def test_up_and_down(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "localcloud", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
-    assert cli("up", "--port", "0").returncode == 0
-    assert "export AWS_ENDPOINT_URL=http://127.0.0.1:" in cli("env").stdout
-    assert "ap-southeast-2" in cli("status").stdout
-    assert cli("down").returncode == 0
+    try:
+        assert cli("up", "--port", "0").returncode == 0
+        assert "export AWS_ENDPOINT_URL=http://127.0.0.1:" in cli("env").stdout
+        assert cli("status").stdout.splitlines()[1:] == ["no instances"]
+    finally:
+        assert cli("down").returncode == 0
     refusal = cli("env")
     assert (refusal.returncode, refusal.stdout) == (1, "")
     assert refusal.stderr.startswith(f"localcloud: {tmp_path}/state: found no running region")
@@ -483,3 +614,62 @@ def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "localcloud: LOCALCLOUD_VCPUS: found 'many', allowed is a whole number from 1\n"
+
+
+def test_status_cuts_nothing(region: Client) -> None:
+    """However narrow the terminal: ids and commands are there to be copied."""
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "a-machine-with-quite-a-long-name-in-it"}]}]
+    instance_id = region.run(TagSpecifications=tags, InstanceMarketOptions={"MarketType": "spot"})
+    assert region.becomes(instance_id, "running")
+    region.environment["COLUMNS"] = "40"
+    lines = region.cli("status").stdout.splitlines()
+    (number,) = (number for number, line in enumerate(lines) if line.startswith(instance_id))
+    assert lines[number].split()[1:4] == ["running", "t3.small", "spot"]
+    assert lines[number].endswith("a-machine-with-quite-a-long-name-in-it")
+    assert lines[number + 1] == f"  ssh -p 2222 admin@{region.instance(instance_id)['PublicIpAddress']}"
+    region.aws().terminate_instances(InstanceIds=[instance_id])
+    assert region.becomes(instance_id, "terminated")
+
+
+USAGE = {
+    ("up", "--port", "99999"): "--port: found 99999, allowed 0 to 65535",
+    ("up", "--port", "-1"): "--port: found -1, allowed 0 to 65535",
+    ("run", "--port", "x", "--", "true"): "--port: found x, allowed 0 to 65535",
+    ("interrupt", "i-1", "--seconds", "-3"): "--seconds: found -3, allowed 0 to 86400",
+    ("interrupt", "i-1", "--seconds", "nan"): "--seconds: found nan, allowed 0 to 86400",
+    ("interrupt", "i-1", "--seconds", "1e9"): "--seconds: found 1e9, allowed 0 to 86400",
+    ("interrupt", "i-1", "--seconds", "soon"): "--seconds: found soon, allowed 0 to 86400",
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE)
+def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "localcloud", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=settings(tmp_path), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"localcloud: {USAGE[arguments]}\n")
+    assert not (tmp_path / "state").exists()
+
+
+def test_run_of_a_program_that_is_not_there_starts_no_region(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "localcloud", "run", "--", "no-such-program"]
+    done = subprocess.run(command, cwd=ROOT, env=settings(tmp_path), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "localcloud: run: no-such-program: found no such program\n")
+    assert not (tmp_path / "state").exists()
+
+
+def test_up_with_options_that_the_running_region_does_not_have_is_refused(region: Client) -> None:
+    port = urlsplit(region.url).port
+    for options in (("--port", str(port)), ("--port", "0"), ("--serve", str(region.folder))):
+        assert region.cli("up", *options).returncode == 0
+    for options, found in (("--port", "4"), str(port)), (("--serve", "/"), str(region.folder)):
+        done = region.cli("up", *options)
+        end = "end it by: python -m localcloud down"
+        line = f"localcloud: {options[0]}: found {options[1]}, the region is running with {found}; {end}\n"
+        assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_interruption_in_the_past_is_refused_by_the_region_too(region: Client) -> None:
+    request = urllib.request.Request(f"{region.url}/_localcloud/interrupt", b'{"instance_id": "i-1", "seconds": -3}')
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.read() == b"seconds: found -3.0, allowed 0 to 86400"

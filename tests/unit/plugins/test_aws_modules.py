@@ -344,7 +344,7 @@ def test_the_tag_is_the_same_wherever_it_is_named() -> None:
     """The inventory cannot import it, and the client must work without the collection."""
     tag = load("module_utils._aws_client").TAG
     assert owned()["tags"] == {tag: "demo"}
-    assert status.TAG == tag
+    assert tag == status.TAG
     inventory = yaml.safe_load((ROOT / "inventory/aws_ec2.yml").read_text())
     assert inventory["filters"]["tag-key"] == tag
     assert inventory["compose"]["aws_name"] == f"tags['{tag}']"
