@@ -144,7 +144,7 @@ def test_an_endpoint_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_unused: 0)
     with pytest.raises(Transient, match="queue q: Could not connect"):
         sqs.SqsQueue(settings)
-    with pytest.raises(Transient, match="look at k"):
+    with pytest.raises(Transient, match="head k"):
         sqs.S3Store(settings).head(InputRef("b", "k"))
 
 
@@ -157,7 +157,7 @@ def test_a_refused_permission_is_transient_and_says_so(cloud: Any, monkeypatch: 
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "HeadObject")
 
     monkeypatch.setattr(store._s3, "head_object", denied)
-    with pytest.raises(Transient, match="look at k: AccessDenied: no"):
+    with pytest.raises(Transient, match="head k: AccessDenied: no"):
         store.head(InputRef("b", "k"))
 
 
