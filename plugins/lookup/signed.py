@@ -1,11 +1,13 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Lookup plugin: signed addresses of files in an S3 bucket."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: signed
-short_description: Sign the addresses of files in an S3 bucket
+short_description: Presign the URLs of files in an S3 bucket
 version_added: "1.0.0"
 description:
   - Machines that fetch from an C(s3://) mirror need no credentials of their own and no S3 client, they get an C(https) address with a signature for each file.

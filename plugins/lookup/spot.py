@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Lookup plugin: which spot pools to launch from, and why."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: spot
 author: University of Melbourne Centre for Cancer Research (@umccr)
-short_description: Which spot pools to launch from, and why
+short_description: Choose spot pools to launch an instance from
 version_added: "1.0.0"
 description:
   - Ranks spot pools by odds of finishing a sample and by its cost, and picks a diversified set for an EC2 Fleet, as C(scripts/spot_price) does.
@@ -34,7 +34,7 @@ options:
   scores: {description: Output of C(aws ec2 get-spot-placement-scores)., type: path}
   log: {description: Our own log of launches and interruptions; it may not exist yet., type: path}
   profile: {description: Profile of the AWS configuration., type: str}
-  sample_hours: {description: Hours that a sample takes. Unset, as in the log; else one., type: float}
+  sample_hours: {description: "Hours that a sample takes. Unset, as in the log; else one.", type: float}
   name: {description: Name of the machine in the log., type: str, default: pcgr}
   losses: {description: Interruptions in a row within a day after which a machine is launched on demand., type: int, default: 2}
   budget_usd: {description: "US dollars that on-demand machines of this name may cost in 30 days; 0: never on demand.", type: float, default: 0}

@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Tell which resources of an AWS account carry this collection's tag."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Report which AWS resources carry our tag."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: aws_owned_info
-short_description: Tell which resources of an AWS account carry this collection's tag
+short_description: Report which AWS resources carry our tag
 version_added: 1.0.0
 description:
   - Looks at the named bucket, queues, role, key pair and security group, and at all instances, and tells of each whether it exists and
@@ -14,8 +16,10 @@ description:
   - Roles refuse to take over what exists without the tag, and teardown removes only what carries it.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Changes nothing.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
   name:
     description: Wanted value of the tag.
@@ -39,9 +43,8 @@ options:
     description: Name of the security group to look at.
     type: str
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
+  - umccr.pcgr.aws
 """
 
 EXAMPLES = r"""

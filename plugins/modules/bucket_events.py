@@ -1,20 +1,24 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Have a bucket tell a queue about new objects."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Send S3 event notifications to an SQS queue."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: bucket_events
-short_description: Have a bucket tell a queue about new objects
+short_description: Send S3 event notifications to an SQS queue
 version_added: 1.0.0
 description:
   - Sets, in one call, a notification per suffix for objects created in a bucket. Notifications of others on the bucket are kept.
   - M(community.aws.s3_bucket_notification) sets one suffix per run, and writes names of filter rules that look-alikes of S3 refuse.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
   bucket: {description: Name of the bucket., type: str, required: true}
   queue_arn: {description: ARN of the queue. Needed for O(state=present)., type: str}
@@ -22,9 +26,8 @@ options:
   id_prefix: {description: Start of the ids of our notifications; all others are kept., type: str, default: umccr-pcgr}
   state: {description: V(absent) removes our notifications., type: str, choices: [present, absent], default: present}
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
+  - umccr.pcgr.aws
 """
 
 EXAMPLES = r"""

@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Have one EC2 machine of a name, on demand or spot."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Manage one tagged EC2 instance."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ec2_machine
-short_description: Have one EC2 machine of a name, on demand or spot
+short_description: Manage one tagged EC2 instance
 version_added: 1.0.0
 description:
   - "Launches an instance unless one with the tag C(umccr.pcgr: <name>) is there already; then that one is returned as it is."
@@ -14,10 +16,12 @@ description:
   - M(amazon.aws.ec2_instance) has no spot option, and M(amazon.aws.ec2_spot_instance) uses a request that AWS calls legacy.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
-  name: {description: Value of the tag, and the machine's name., type: str, required: true}
+  name: {description: "Value of the tag, and the instance's name.", type: str, required: true}
   state:
     description:
       - V(absent) terminates all instances with the tag.
@@ -38,7 +42,7 @@ options:
     suboptions:
       type: {description: Instance type., type: str, required: true}
       zone: {description: Availability zone. Not used with O(subnet)., type: str, required: true}
-  fallback_type: {description: Instance type launched on demand when none of O(pools) has a machine. Unset, that is a failure., type: str}
+  fallback_type: {description: "Instance type launched on demand when none of O(pools) has a machine. Unset, that is a failure.", type: str}
   log:
     description: File on the controller that gets a line for each launch, interruption and end, one JSON object each. Unset, none is written.
     type: path
@@ -49,7 +53,7 @@ options:
     type: str
   key_name: {description: Key pair., type: str}
   security_group_ids: {description: Security groups., type: list, elements: str, default: []}
-  subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
+  subnet: {description: "Subnet. Unset, AWS chooses one of the default network.", type: str}
   instance_profile: {description: Name of the instance profile., type: str}
   volume_gb: {description: Size of the root volume. Needed for O(state=present)., type: int}
   data_volume_gb:
@@ -58,9 +62,8 @@ options:
   data_snapshot: {description: Snapshot that the second volume is made from., type: str}
   wait_seconds: {description: How long to wait for the machine to run and have an address., type: int, default: 300}
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
+  - umccr.pcgr.aws
 """
 
 EXAMPLES = r"""
