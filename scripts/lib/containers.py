@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Container images of plain systems with systemd, as stand-ins for machines: `containers.py debian-12 ...` prints their names.
 
 Trees by mmdebstrap, cached, and imported into the docker daemon that DOCKER_HOST names: no registry is needed, and they are as

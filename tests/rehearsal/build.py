@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Build the rehearsal's three archives and SHA256SUMS into a folder: image, miniature bundle, empty VEP cache.
 
 Needs Python 3.11, pip, mmdebstrap, umoci and skopeo; neither a docker daemon nor root (then with uidmap). Nothing is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import re
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def expression(path: str) -> list[Row]:
     """Bulk expression: TargetID, TPM (>= 0)."""
     rows = _rows(path, "Bulk-RNA expression file", ("TargetID", "TPM"))
     for row in rows:
-        if not _is(row["TPM"], float) or not float(row["TPM"]) >= 0:
+        if not _is(row["TPM"], float) or math.isnan(float(row["TPM"])) or float(row["TPM"]) < 0:
             _LOG.refuse(f"'TPM' of {row['TargetID']} is {row['TPM']}, must be a number >= 0")
     _LOG.info(f"RNA expression file ('{Path(path).name}') adheres to the correct format")
     return rows
