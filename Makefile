@@ -2,10 +2,11 @@
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+GATES := $(BIN)/python tests/support/gates.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-fast test-slow molecule bench lint format
+.PHONY: all help env demo test test-fast test-slow molecule bench lint sanity importer docs-lint smoke format
 
 all: env help ## set the environment up, then show this help
 
@@ -20,7 +21,7 @@ demo: env ## the whole road on this machine: tarball in, report out (INPUT=my.vc
 
 test: test-fast test-slow ## all tests; boots virtual machines (under an hour on two cores without KVM)
 
-test-fast: lint ## lint, unit and contract tests (about five minutes)
+test-fast: lint sanity ## lint, sanity tests, unit and contract tests (about five minutes)
 	$(PYTEST) -n auto -m "not slow"
 
 test-slow: env ## the tests that build images and boot machines
@@ -40,6 +41,20 @@ lint: env ## every linter and type checker
 	shellcheck scripts/bootstrap scripts/build_tools .ci/run
 	ansible-lint --offline --strict
 	antsibull-changelog lint
+	$(GATES) importer docs smoke
+
+# Several minutes the first time, about one after that: test-fast runs it, lint does not.
+sanity: env ## ansible-test's sanity tests, without a container (TEST="pep8 pylint": these only)
+	$(GATES) sanity $(TEST:%=--test %)
+
+importer: env ## import the built artifact as Galaxy does, with the strictest settings
+	$(GATES) importer
+
+docs-lint: env ## check the documentation of plugins and roles, and the links in it
+	$(GATES) docs
+
+smoke: env ## install the artifact elsewhere, read its documentation, check its playbooks' syntax
+	$(GATES) smoke
 
 format: env ## format the Python code
 	ruff format .
