@@ -448,7 +448,8 @@ def install(backend: hypervisor.Hypervisor) -> None:
     moto_ebs.install()
     for handler in (_create_image, _register_image, _modify_image_attribute, _modify_instance_attribute,
                     _enable_image_deprecation, _enable_image_deregistration_protection,
-                    _disable_image_deregistration_protection, _describe_snapshots, _request_spot_instances, _get_console_output, _parse_block_device_mapping):  # fmt: skip
+                    _disable_image_deregistration_protection, _describe_snapshots, _request_spot_instances,
+                    _get_console_output, _parse_block_device_mapping):  # fmt: skip
         name = handler.__name__
         setattr(EC2Response, name if hasattr(EC2Response, name) else name[1:], handler)
     replacements: list[tuple[Any, str, Any]] = [
