@@ -59,7 +59,7 @@ def follow(command: list[str | Path], log: Path, *, what: str, env: Mapping[str,
 
 
 # How programs and Ansible start the line that says why they failed. The last line of a play is a table of counts.
-_ERROR = re.compile(r"\s*(msg: |fatal: |\[?ERROR|[a-z_]+: |✘)\s*(?P<reason>\S.*)")
+_ERROR = re.compile(r"\s*(msg: |fatal: |\[?ERROR|(?:(?:\S*/)?scripts/|pcgr-)?[a-z_]+: |✘)\s*(?P<reason>\S.*)")
 _TRACE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b.*")
 
 
