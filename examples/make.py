@@ -134,7 +134,7 @@ def copy_numbers() -> Iterator[str]:
     yield "\t".join(["Chromosome", "Start", "End", "nMajor", "nMinor"])
     for chromosome, length in CHROMOSOMES.items():
         start = 1
-        for _, first, last, major, minor in (segment for segment in SEGMENTS if segment[0] == chromosome):
+        for _unused, first, last, major, minor in (segment for segment in SEGMENTS if segment[0] == chromosome):
             if start < first:
                 yield f"{chromosome}\t{start}\t{first - 1}\t1\t1"
             yield f"{chromosome}\t{first}\t{last}\t{major}\t{minor}"

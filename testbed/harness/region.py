@@ -36,7 +36,7 @@ def local_region(directory: Path, log: Path) -> Iterator[dict[str, str]]:
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
     try:
-        for _ in range(120):
+        for _unused in range(120):
             answer = subprocess.run(
                 [*localcloud, "env"], check=False, cwd=ROOT, env=environment, capture_output=True, text=True
             )

@@ -254,7 +254,7 @@ class EC2Backend(Storage):
         except Exception:
             for key in set(self.reservations) - before:  # moto keeps what it created before it refused
                 for instance in self.reservations[key].instances:
-                    for _, block in instance.get_block_device_mapping:
+                    for _unused, block in instance.get_block_device_mapping:
                         block.delete_on_termination = True
                     instance.teardown_defaults()
                 del self.reservations[key]

@@ -232,7 +232,9 @@ class Storage(ec2_models.EC2Backend):
             )
             for specification in tag_specifications:
                 tags = {tag["Key"]: tag["Value"] for tag in specification["Tags"]}
-                owners = [image] if specification["ResourceType"] == "image" else [snapshot for _, snapshot in pairs]
+                owners = (
+                    [image] if specification["ResourceType"] == "image" else [snapshot for _unused, snapshot in pairs]
+                )
                 for owner in owners:
                     owner.add_tags(tags)
             if instance.state == "running" and not no_reboot:

@@ -211,7 +211,7 @@ class VirtualMachine:
             job = {"job-id": snapshot_id, "device": volume_id, "target": snapshot_id, "sync": "top"}
             actions.append({"type": "blockdev-backup", "data": job | {"auto-dismiss": False}})
         self.control("transaction", actions=actions)
-        self.backups |= {snapshot_id: volume_id for volume_id, (snapshot_id, _) in targets.items()}
+        self.backups |= {snapshot_id: volume_id for volume_id, (snapshot_id, _unused) in targets.items()}
 
     def finished_backups(self) -> dict[str, str | None]:
         """Return the snapshots whose copy has finished since the last call: snapshot id -> error, None on success."""

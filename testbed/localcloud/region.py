@@ -130,7 +130,7 @@ class Region:
                 self._machines[instance_id].start_backups(targets)
             except VirtualMachineError:
                 log.exception("%s", instance_id)
-                for snapshot_id, _ in targets.values():
+                for snapshot_id, _unused in targets.values():
                     self._snapshots.pop(snapshot_id).status = "error"
 
     def _copy(self, volume: Volume, snapshot: Snapshot) -> None:
@@ -174,7 +174,7 @@ class Region:
         return self._rebalance_notices[instance_id]
 
     def _running(self, instance_id: str) -> Instance:
-        for _, instance in self._instances():
+        for _unused, instance in self._instances():
             if instance.id == instance_id and instance.state == "running":
                 return instance
         raise ValueError(f"{instance_id}: found no running instance of this id")
@@ -233,7 +233,7 @@ class Region:
             memory_mib=min(memory, self._settings.memory_mib),
             mac=instance.nics[0].mac_address,
             accelerator=self._accelerator,
-            disks={block.volume_id: self.disks.volume(block.volume_id) for _, block in devices},
+            disks={block.volume_id: self.disks.volume(block.volume_id) for _unused, block in devices},
             control_socket=self._sockets / f"{instance.id}.qmp",
             metadata_socket=self._sockets / f"{instance.id}.imds",
             console=folder / "console.log",
@@ -368,7 +368,7 @@ class Region:
 
     @staticmethod
     def _volumes(backend: EC2Backend, instance: Instance) -> list[Volume]:
-        return [backend.volumes[block.volume_id] for _, block in instance.get_block_device_mapping]
+        return [backend.volumes[block.volume_id] for _unused, block in instance.get_block_device_mapping]
 
     @staticmethod
     def _backends() -> list[EC2Backend]:

@@ -15,8 +15,9 @@ import tempfile
 from typing import Any
 
 from .api import DAYS_KEPT, Account, Progress, price_history
-from .history import HOUR, History, from_records, read_history
+from .history import HOUR, History, from_records
 from .log import SpotError, parse_time, stamp
+from .reader import read_history
 
 
 def record(

@@ -38,7 +38,7 @@ def variant_table(args: argparse.Namespace, variants: Sequence[Variant]) -> tupl
     support = ["DP_TUMOR", "VAF_TUMOR", "AD_TUMOR", "DP_CONTROL", "VAF_CONTROL"]
     rows = []
     for variant in variants:
-        chromosome, position, _, reference, alternative, _, filters = variant.fields[:7]
+        chromosome, position, _unused, reference, alternative, _unused, filters = variant.fields[:7]
         row: list[Any] = [args.sample_id, chromosome, int(position), reference, alternative, filters]
         row += [variant.identity, variant.kind, variant.gene]
         row += [

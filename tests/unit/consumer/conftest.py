@@ -111,7 +111,7 @@ class Backend:
         found = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
-                folder, _, inner = member.name.partition("/")
+                folder, _unused, inner = member.name.partition("/")
                 assert folder == name
                 assert member.isreg()
                 file = archive.extractfile(member)

@@ -30,7 +30,7 @@ def test_many_workers_claim_every_file_exactly_once(spool: Any) -> None:
         while claim := queue.claim(0):
             got.append(claim.jobs[0].key)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work) for _unused in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -44,7 +44,7 @@ def test_a_silent_claim_is_taken_over_by_exactly_one_and_only_after_the_visibili
     first = spool.queue().claim(0)
     assert spool.queue().claim(0) is None  # control: not yet
     time.sleep(0.7)
-    claims = [spool.queue().claim(0) for _ in range(3)]
+    claims = [spool.queue().claim(0) for _unused in range(3)]
     assert [claim.receives for claim in claims if claim] == [2]
     with pytest.raises(LeaseLost):
         spool.queue().extend(first)
@@ -141,10 +141,10 @@ def test_a_queue_that_does_not_exist_is_not_made(cloud: Any) -> None:
 
 def test_an_endpoint_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     settings = QueueSettings("sqs", name="q", region="ap-southeast-2", endpoint_url="http://127.0.0.1:1")
-    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_: 0)
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_unused: 0)
     with pytest.raises(Transient, match="queue q: Could not connect"):
         sqs.SqsQueue(settings)
-    with pytest.raises(Transient, match="look at k"):
+    with pytest.raises(Transient, match="head k"):
         sqs.S3Store(settings).head(InputRef("b", "k"))
 
 
@@ -153,11 +153,11 @@ def test_a_refused_permission_is_transient_and_says_so(cloud: Any, monkeypatch: 
 
     store = cloud.store()
 
-    def denied(**_: Any) -> None:
+    def denied(**_unused: Any) -> None:
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "HeadObject")
 
     monkeypatch.setattr(store._s3, "head_object", denied)
-    with pytest.raises(Transient, match="look at k: AccessDenied: no"):
+    with pytest.raises(Transient, match="head k: AccessDenied: no"):
         store.head(InputRef("b", "k"))
 
 

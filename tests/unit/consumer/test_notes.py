@@ -60,7 +60,7 @@ def test_an_instance_without_an_id_leaves_nothing(cloud: Any, make: Any) -> None
 
 def test_a_note_that_cannot_be_written_costs_no_sample(cloud: Any, make: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Down:
-        def put(self, *_: Any) -> None:
+        def put(self, *_unused: Any) -> None:
             raise Transient("progress", "503 SlowDown")
 
     cloud.put(make.tarball())
@@ -109,7 +109,7 @@ def test_the_role_allows_what_the_consumer_does_and_nothing_idle(make_cloud: Any
     cloud = make_cloud(versioned=True)
     calls: set[tuple[str, str]] = set()
 
-    def record(params: dict[str, Any], model: Any, **_: Any) -> None:
+    def record(params: dict[str, Any], model: Any, **_unused: Any) -> None:
         """The right that AWS would ask for."""
         if model.service_model.service_name == "sqs":
             calls.add((f"sqs:{model.name}", f"q:{cloud.bucket}"))
@@ -136,7 +136,7 @@ def test_the_role_allows_what_the_consumer_does_and_nothing_idle(make_cloud: Any
     rights = {(one["Sid"], action) for one in statements for action in listed(one["Action"])}
     assert rights - used == {("TellMissingFromForbidden", "s3:ListBucket")}  # what it is for, its comment says
     patterns = {pattern for one in statements for pattern in listed(one["Resource"])}
-    resources = {resource for _, resource in calls}
+    resources = {resource for _unused, resource in calls}
     assert {p for p in patterns if not any(fnmatchcase(r, p) for r in resources)} == {f"arn:aws:s3:::{cloud.bucket}"}
 
 

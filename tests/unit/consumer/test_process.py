@@ -132,7 +132,7 @@ def test_sigterm_kills_the_container_and_returns_the_message(host: Host, make: A
     process = host.start()
     until(host.containers)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=10)
+    output, _unused = process.communicate(timeout=10)
     assert process.returncode == 0, output
     assert host.containers() == []
     assert not (host.folder / "run" / "drained").exists()
@@ -259,7 +259,7 @@ notes_bucket = "{cloud.bucket}"'''
     cloud.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
     until(host.containers)
     metadata.notice = b'{"action": "terminate", "time": "2026-11-23T05:00:00Z"}'
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 0, output
     assert host.containers() == []
     last = notes()["machines/i-0123456789abcdef0/interrupted.json"]

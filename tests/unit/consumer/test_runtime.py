@@ -229,7 +229,7 @@ def test_off_ec2_the_watch_ends_by_itself(metadata: Any) -> None:
 @pytest.mark.parametrize("strange", [b"i-fake", b"i-0/../x", b""])
 def test_a_strange_instance_id_is_none(metadata: Any, strange: bytes) -> None:
     metadata.identity = strange
-    watching, _ = watch(metadata)
+    watching, _unused = watch(metadata)
     until(lambda: metadata.looks >= 3)
     metadata.identity = b"i-0a"  # control, and asked for again
     until(lambda: watching.instance)
@@ -239,7 +239,7 @@ def test_a_strange_instance_id_is_none(metadata: Any, strange: bytes) -> None:
 
 def test_the_watch_can_be_switched_off(metadata: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    watching, _ = watch(metadata)
+    watching, _unused = watch(metadata)
     time.sleep(0.2)
     watching.close()
     assert (metadata.tokens, metadata.looks) == (0, 0)

@@ -68,7 +68,7 @@ def test_a_run_that_must_end_takes_all_its_processes_with_it(site: Any, token: s
 
 
 def test_what_a_run_leaves_in_the_background_ends_with_it(site: Any, token: str) -> None:
-    result, _ = site.run(f"setsid sleep {token} >/dev/null 2>&1 & echo begun")
+    result, _unused = site.run(f"setsid sleep {token} >/dev/null 2>&1 & echo begun")
     assert result == Run(0)
     until(lambda: not alive(token))
 
@@ -163,7 +163,7 @@ def test_each_guard_guards(
 
     monkeypatch.setattr(type(runtime), "command", less)
     monkeypatch.setattr(type(runtime), "_environment", lambda self, attempt: dict(os.environ))
-    lines, _ = look(site, token, monkeypatch)
+    lines, _unused = look(site, token, monkeypatch)
     changed = {line.split()[0] if line.startswith(("secrets ", "interface ")) else line for line in lines - GOOD}
     changed.discard("sees other samples")  # the tests' folder lies in /tmp
     assert changed == {then}

@@ -32,7 +32,7 @@ def test_a_good_runtime(site: Any) -> None:
     stamp.write_text("1")
     answers = ask(site)
     assert [line for fine, line in answers if not fine] == []
-    assert [line.partition(":")[0] for _, line in answers] == [
+    assert [line.partition(":")[0] for _unused, line in answers] == [
         "runtime",
         "pcgr --version",
         "cpsr --version",

@@ -241,7 +241,7 @@ def test_role_credentials_are_requested_each_time(imds: Client) -> None:
     """The answer is complete, because clients other than botocore check its code, and the keys rotate."""
     numbers = iter(range(9))
     imds.view = dataclasses.replace(FULL, credentials=lambda: {"AccessKeyId": f"AKIA{next(numbers)}"})
-    answers = [json.loads(str(imds.meta("iam/security-credentials/pcgr"))) for _ in range(2)]
+    answers = [json.loads(str(imds.meta("iam/security-credentials/pcgr"))) for _unused in range(2)]
     assert [(a["Code"], a["Type"], a["AccessKeyId"]) for a in answers] == [
         ("Success", "AWS-HMAC", "AKIA0"),
         ("Success", "AWS-HMAC", "AKIA1"),
@@ -280,7 +280,7 @@ def test_several_requests_on_one_connection(imds: Client) -> None:
     connection = Connection(imds.path)
     connection.request("PUT", "/latest/api/token", body=b"ignored", headers={TTL: "60"})
     token = connection.getresponse().read().decode()
-    for _ in range(3):
+    for _unused in range(3):
         connection.request("GET", "/latest/meta-data/ami-id", headers={TOKEN: token})
         assert connection.getresponse().read().decode() == VIEW.image_id
 
@@ -313,7 +313,7 @@ def endpoint(imds: Client) -> Iterator[str]:
         ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", f"UNIX-CONNECT:{imds.path}"]
     )
     try:
-        for _ in range(50):
+        for _unused in range(50):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break

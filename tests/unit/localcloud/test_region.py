@@ -334,7 +334,7 @@ def test_what_aws_refuses_is_refused(region: Client) -> None:
 
 
 def test_one_client_token_is_one_instance(region: Client) -> None:
-    first, second = (region.run(ClientToken="once") for _ in range(2))
+    first, second = (region.run(ClientToken="once") for _unused in range(2))
     assert first == second
     region.aws().terminate_instances(InstanceIds=[first])
     assert region.becomes(first, "terminated")

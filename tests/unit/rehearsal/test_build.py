@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(build, "_check_host", lambda: None)
     monkeypatch.setattr(build, "_base", lambda cache: cache)
     monkeypatch.setattr(build, "_wheels", lambda cache: cache)
-    monkeypatch.setattr(layer, "write_layer", lambda *_: 1)
+    monkeypatch.setattr(layer, "write_layer", lambda *_unused: 1)
     monkeypatch.setattr(build, "_image", image)
     return made
 

@@ -234,7 +234,7 @@ RULES: list[tuple[dict[str, Any], set[str], str]] = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[2])
 def test_each_rule_refuses_with_1(tool: Tool, rule: tuple[dict[str, Any], set[str], str]) -> None:
-    given, _, message = rule
+    given, _unused, message = rule
     assert tool.run(input_cna=make_cna(tool.folder), **given) == 1
     errors = [line for line in tool.log.splitlines() if " - ERROR - " in line]
     assert len(errors) == 3
@@ -245,7 +245,7 @@ def test_each_rule_refuses_with_1(tool: Tool, rule: tuple[dict[str, Any], set[st
 def _together() -> list[Any]:
     pairs = []
     for place, (first, absent, message) in enumerate(RULES):
-        for second, _, _ in RULES[place + 1 :]:
+        for second, _unused, _unused in RULES[place + 1 :]:
             clash = any(first[name] != second[name] for name in first.keys() & second.keys())
             if clash or absent & second.keys() or ("cna_threshold_mode" in second and "absolute" in str(first)):
                 continue

@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=cli.whole(0), default=30, metavar="N", help="rows of samples shown, 0: all (default: 30)"
     )
-    parser.add_argument("--watch", action="store_true", help="repeat")
+    parser.add_argument("--watch", action="store_true", help="poll until interrupted")
     parser.add_argument("--interval", type=cli.seconds(), default=5, metavar="SECONDS", help="of --watch (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per poll, all samples")
     return parser.parse_args()

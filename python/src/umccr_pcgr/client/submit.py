@@ -21,7 +21,7 @@ NOT_FETCHED = 3
 DESCRIPTION = """Send a sample to a bucket or a spool folder: a ready tarball, or a VCF that is packed into one.
 
     %(prog)s --bucket B tumour.vcf.gz --cna tumour.cna.tsv --set tumor_site=6
-    %(prog)s --bucket B examples/demo-000001-somatic.tar.gz --wait --out reports
+    %(prog)s --bucket B demo-000001-somatic.tar.gz --wait --out reports
     %(prog)s --bucket B --fetch demo-000001-somatic --out reports
     %(prog)s --spool /var/spool/pcgr blood.vcf --type normal
 
@@ -35,51 +35,51 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line; refuse what does not go together."""
     parser = cli.Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", nargs="?", help="FILE.tar.gz, FILE.vcf.gz or FILE.vcf")
-    where = parser.add_argument_group("where to")
-    place = where.add_mutually_exclusive_group(required=True)
+    destination = parser.add_argument_group("destination")
+    place = destination.add_mutually_exclusive_group(required=True)
     place.add_argument("--bucket", type=cli.bucket, help="the bucket")
     place.add_argument("--spool", type=Path, metavar="DIR", help="the spool folder (holds inbox/)")
-    where.add_argument(
+    destination.add_argument(
         "--prefix",
         type=submission.prefix,
         default="",
         metavar="P/",
         help="folder in the bucket or inbox, e.g. inbox/",
     )
-    where.add_argument(
+    destination.add_argument(
         "--endpoint-url",
         type=cli.endpoint,
         metavar="URL",
         help="another endpoint than AWS (also: AWS_ENDPOINT_URL)",
     )
-    where.add_argument("--force", action="store_true", help="replace an input of the same name")
-    name = parser.add_argument_group("the sample's name (a ready tarball has one)")
+    destination.add_argument("--force", action="store_true", help="replace an input of the same name")
+    name = parser.add_argument_group("name of the sample (a ready tarball has one)")
     name.add_argument("--batch", help="first part (default: the VCF's name)")
     name.add_argument(
         "--number", type=cli.whole(0, NUMBER_MAX), metavar="N", help="second part (default: the next free one)"
     )
     name.add_argument("--type", choices=["somatic", "normal"], help="somatic: PCGR (default), normal: CPSR")
-    sample = parser.add_argument_group("what goes with a VCF")
+    sample = parser.add_argument_group("options for a VCF")
     sample.add_argument("--assembly", choices=["grch37", "grch38"], help="default: read from the VCF's header")
     sample.add_argument("--cna", type=Path, metavar="F", help="copy-number segments (.tsv)")
     sample.add_argument("--fusions", type=Path, metavar="F", help="RNA fusions (.tsv)")
     sample.add_argument("--expression", type=Path, metavar="F", help="RNA expression (.tsv, .tsv.gz)")
     sample.add_argument("--config", type=Path, metavar="F", help="TOML file with the tool's options")
     sample.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="one option of the tool"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="one of the tool's options"
     )
     sample.add_argument(
         "--release", default="newest", metavar="R", help="PCGR release whose options are checked (default: newest)"
     )
-    after = parser.add_argument_group("afterwards")
-    after.add_argument("--wait", action="store_true", help="until the result is there, and fetch it")
-    after.add_argument(
-        "--fetch", metavar="NAME", help="no FILE: wait for the result of a sample sent earlier, and fetch it"
+    result = parser.add_argument_group("result")
+    result.add_argument("--wait", action="store_true", help="wait for the result and fetch it")
+    result.add_argument(
+        "--fetch", metavar="NAME", help="instead of FILE: wait for the result of a sample sent earlier and fetch it"
     )
-    after.add_argument("--out", type=Path, metavar="DIR", help="folder for the result (default: .)")
-    after.add_argument("--unpack", action="store_true", help="unpack the result in that folder, too")
-    after.add_argument(
-        "--timeout", type=cli.seconds(zero=True), metavar="SECONDS", help="of --wait or --fetch (default: none)"
+    result.add_argument("--out", type=Path, metavar="DIR", help="folder for the result (default: .)")
+    result.add_argument("--unpack", action="store_true", help="also unpack the result in that folder")
+    result.add_argument(
+        "--timeout", type=cli.seconds(zero=True), metavar="SECONDS", help="limit of --wait or --fetch (default: none)"
     )
     arguments = parser.parse_args()
     check_together(parser, arguments)

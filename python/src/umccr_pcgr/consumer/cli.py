@@ -93,7 +93,7 @@ def interrupted(worker: Worker, notes: Notes | None, notice: str) -> None:
 
 
 def _stop_on_signals(worker: Worker) -> None:
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, _unused: object) -> None:
         # in a thread of its own: the handler runs in the main thread, which may hold the very lock that stop() needs
         threading.Thread(target=worker.stop, args=[signal.Signals(number).name], daemon=True).start()
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _smoke(config: Path, settings: Settings, release: dict[str, Any], image: Image, runtime: Runtime) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # raises, so that what runs is killed and wiped
+    signal.signal(signal.SIGTERM, lambda *_unused: sys.exit(1))  # raises, so that what runs is killed and wiped
     good = True
     for fine, line in smoke(
         settings, release, image, runtime, [config.absolute(), settings.release_file, settings.runtime_file]

@@ -93,7 +93,7 @@ class InterruptionWatch:
             return None
 
     def _run(self) -> None:
-        for _ in range(FIRST_TRIES):
+        for _unused in range(FIRST_TRIES):
             if self._renew():
                 break
             if self._over.wait(self._poll):

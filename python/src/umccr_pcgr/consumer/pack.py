@@ -39,7 +39,7 @@ def pack(
 
 def _files(outputs: Path) -> Iterator[tuple[Path, str]]:
     found = []
-    for folder, _, names in os.walk(outputs):
+    for folder, _unused, names in os.walk(outputs):
         for name in names:
             path = Path(folder, name)
             if stat.S_ISREG(path.lstat().st_mode):
