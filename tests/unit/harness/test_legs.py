@@ -92,7 +92,7 @@ def test_skipped_leg_fails_only_where_it_must_run(leg: Make, tmp_path: Path) -> 
     assert {result.leg.name: strict.fails_the_run(result) for result in results} == {"standard": True, "other": False}
 
 
-def test_lanes_run_at_the_same_time_after_those_that_come_first(tmp_path: Path) -> None:
+def test_lanes_run_in_parallel_after_the_first_lane(tmp_path: Path) -> None:
     def meet(mine: str, other: str) -> tuple[str, ...]:
         script = (
             f"[ -e first ] && touch {mine} && for i in $(seq 100); do [ -e {other} ] && exit; sleep 0.1; done; exit 1"
@@ -107,7 +107,7 @@ def test_lanes_run_at_the_same_time_after_those_that_come_first(tmp_path: Path) 
     assert run(tmp_path, *chosen)[1] == {"first": "passed", "a": "passed", "b": "passed"}
 
 
-def test_process_left_running_does_not_keep_the_run_waiting(tmp_path: Path) -> None:
+def test_process_left_running_does_not_block_the_run(tmp_path: Path) -> None:
     left = tmp_path / "pid"
     started = time.monotonic()
     try:
@@ -150,7 +150,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_run_tears_its_legs_down(tmp_path: Path, number: int) -> None:
+def test_interrupted_run_tears_down_its_legs(tmp_path: Path, number: int) -> None:
     """The run may have been started in any way: here as a background job of a script, which ignores SIGINT."""
     (tmp_path / "test_long.py").write_text(LONG)
     ignoring = ["env", "--ignore-signal=INT"]
