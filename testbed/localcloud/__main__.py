@@ -157,7 +157,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         raise CommandError(f"run: {command[0]}: found no such program")
     if lifecycle.is_running(settings):
         raise CommandError(f"{settings.state}: found a running region there; set LOCALCLOUD_DIR to another folder")
-    # The kernel ends the region, and with it the instances, should this process be killed.
+    # If this process is killed, the kernel ends the region and its instances.
     process = _start(settings, options, ["setpriv", "--pdeathsig", "KILL"])
     try:
         return _supervise(command, _client_environment(settings))

@@ -70,8 +70,8 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: ended.set())
-        machines = threading.Thread(target=region.run, name="machines")
-        machines.start()
+        reconciler = threading.Thread(target=region.run, name="reconciler")
+        reconciler.start()
         for server in filter(None, (api, mirror)):
             threading.Thread(target=server.serve_forever, daemon=True).start()
         write_config(settings, api.port)
@@ -81,7 +81,7 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         log.info("region %s at http://%s:%s", settings.region, HOST, api.port)
         ended.wait()
         region.stop()
-        machines.join()
+        reconciler.join()
         network_lock.close()
         clean(settings)
 

@@ -35,7 +35,7 @@ from localcloud import hypervisor, moto_ebs
 from localcloud.moto_storage import Ami, PendingSnapshot, Storage
 
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
-NO_TOKEN = "ABCDE"  # noqa: S105 - no secret but what moto puts for a request without ClientToken
+NO_TOKEN = "ABCDE"  # noqa: S105 - not a secret: moto's placeholder for a request without ClientToken
 
 
 class Instance(instances.Instance):
@@ -100,9 +100,8 @@ class Instance(instances.Instance):
         if not self.ec2_backend.get_spot_fleet_request(self._spot_fleet_id) and not (
             self.ec2_backend.get_fleet(self._spot_fleet_id) or self.ec2_backend.get_fleet(self._fleet_id)
         ):
-            self._spot_fleet_id = self._fleet_id = (
-                None  # the fleet was deleted in the meantime, but moto expects it to exist
-            )
+            # The fleet was deleted in the meantime, but moto expects it to exist.
+            self._spot_fleet_id = self._fleet_id = None
         super().terminate()
         self.state_reason, self._reason = reason, transition
         self._end_spot_request()
