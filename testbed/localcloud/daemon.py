@@ -69,7 +69,7 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         mirror = _server(0, _file_server(directory), WSGIRequestHandler) if directory else None
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: ended.set())
+            signal.signal(number, lambda *_unused: ended.set())
         reconciler = threading.Thread(target=region.run, name="reconciler")
         reconciler.start()
         for server in filter(None, (api, mirror)):
@@ -126,7 +126,7 @@ def _register_base_image(settings: Settings, region: Region, base: Path) -> str:
 
 
 class _NoRequestLog:
-    def log_request(self, *_: Any) -> None:
+    def log_request(self, *_unused: Any) -> None:
         """Log nothing: a line per request would hide the rest."""
 
 

@@ -576,7 +576,7 @@ def test_run_forwards_a_signal_that_only_it_received(run_command: RunCommands) -
         "import signal; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); print('waiting', flush=True); time.sleep(600)"
     )
     assert process.stdout
-    assert [process.stdout.readline() for _ in range(2)] == ["running\n", "waiting\n"]
+    assert [process.stdout.readline() for _unused in range(2)] == ["running\n", "waiting\n"]
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 9
 
