@@ -143,7 +143,7 @@ def next_number(place: Place, sample: Sample) -> int:
     start = f"{sample.prefix}{sample.batch}-"
     used = [
         of.number
-        for of, _unused, _unused in place.entries(start)
+        for of, _role, _entry in place.entries(start)
         if (of.prefix, of.batch) == (sample.prefix, sample.batch)
     ]
     if (number := max(used, default=0) + 1) > NUMBER_MAX:
