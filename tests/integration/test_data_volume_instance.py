@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import testinfra
 
-from harness import region as harness
+import harness
 
 if TYPE_CHECKING:
     from support.region import Region
@@ -30,7 +30,7 @@ def play(region: Region, name: str, *options: str, **variables: Any) -> tuple[in
     before = region.log.stat().st_size if region.log.exists() else 0
     settings = region.variables | {"aws_name": NAME, "aws_bucket": NAME} | variables
     less = ["--skip-tags", "docker,runtime,consumer"]
-    for task in harness.playbook(name, settings, region.environment, region.log, *less, *options):
+    for task in harness.run_playbook(name, settings, region.environment, region.log, *less, *options):
         print(task)
     said = region.log.read_text()[before:]
     changed = re.search(r"(?m)^(?!localhost)\S+ +: ok=\d+ +changed=(\d+)", said.rpartition("PLAY RECAP")[2])

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness import containers
-from harness import region as harness
 
 pytestmark = pytest.mark.slow
 

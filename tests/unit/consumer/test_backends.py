@@ -13,7 +13,7 @@ import pytest
 
 from umccr_pcgr.consumer import sqs
 from umccr_pcgr.consumer.config import QueueSettings
-from umccr_pcgr.consumer.spool import SpoolQueue
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
 from umccr_pcgr.samples.model import InputRef, InputVersion, LeaseLost, Transient
 
 # --- spool --------------------------------------------------------------------------------------------------------------
@@ -114,14 +114,14 @@ def test_inputs_move_along_with_their_results(spool: Any, make: Any) -> None:
     ]
 
 
-def test_a_foreign_result_without_provenance_is_replaced(world: Any, make: Any) -> None:
-    store, path = world.store(), world.folder / "foreign"
+def test_a_foreign_result_without_provenance_is_replaced(backend: Any, make: Any) -> None:
+    store, path = backend.store(), backend.folder / "foreign"
     path.write_bytes(b"not even a tarball")
     key = "in/demo-000001-somatic-output.tar.gz"
-    store.put_if(getattr(world, "bucket", "spool"), key, path, {}, None)
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
-    assert world.result()
+    store.put_if(getattr(backend, "bucket", "spool"), key, path, {}, None)
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
+    assert backend.result()
 
 
 def test_a_spool_that_cannot_be_used_says_so(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_endpoint_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_unused: 0)
     with pytest.raises(Transient, match="queue q: Could not connect"):
         sqs.SqsQueue(settings)
-    with pytest.raises(Transient, match="look at k"):
+    with pytest.raises(Transient, match="head k"):
         sqs.S3Store(settings).head(InputRef("b", "k"))
 
 
@@ -157,7 +157,7 @@ def test_a_refused_permission_is_transient_and_says_so(cloud: Any, monkeypatch: 
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "HeadObject")
 
     monkeypatch.setattr(store._s3, "head_object", denied)
-    with pytest.raises(Transient, match="look at k: AccessDenied: no"):
+    with pytest.raises(Transient, match="head k: AccessDenied: no"):
         store.head(InputRef("b", "k"))
 
 
@@ -200,7 +200,7 @@ def test_multipart_uploads_have_no_md5_and_are_still_fetched(cloud: Any, make: A
     parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
     cloud.s3.complete_multipart_upload(Bucket=cloud.bucket, Key=make.KEY, UploadId=start, MultipartUpload=parts)
     assert cloud.store().head(InputRef(cloud.bucket, make.KEY)).md5 is None
-    cloud.tell(make.KEY)
+    cloud.notify(make.KEY)
     assert cloud.settle() == ["done"]
 
 
