@@ -63,6 +63,7 @@ except ImportError:
 
 SECONDS = 7 * 24 * 3600  # the longest that S3 allows
 NOT_FOUND = "404"
+ATTEMPTS = 8  # of a throttled call, with jittered backoff between them
 
 
 def sign(folder: str, files: list[str]) -> dict[str, str]:
@@ -74,7 +75,10 @@ def sign(folder: str, files: list[str]) -> dict[str, str]:
     parts = urlsplit(folder)
     try:
         session = boto3.Session()
-        config = Config(signature_version="s3v4" if session.get_credentials() else botocore.UNSIGNED)
+        config = Config(
+            signature_version="s3v4" if session.get_credentials() else botocore.UNSIGNED,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        )
         client = session.client("s3", config=config)
         if (region := region_of(client, parts.netloc)) not in (None, client.meta.region_name):
             client = session.client("s3", region_name=region, config=config)

@@ -9,7 +9,8 @@ module: ec2_instance
 short_description: Manage one tagged EC2 instance
 version_added: 1.0.0
 description:
-  - "Launches an instance, on demand or spot, unless one with the tag C(umccr.pcgr: <name>) exists; then that one is returned unchanged, or started if it was stopped."
+  - "Launches an instance, on demand or spot, unless one with the tag C(umccr.pcgr: <name>) exists; then that one is returned unchanged,
+    or started if it was stopped."
   - The instance terminates when it powers itself off, so it needs no right to terminate itself. Its metadata service requires tokens (IMDSv2).
   - M(amazon.aws.ec2_instance) has no spot option, and M(amazon.aws.ec2_spot_instance) uses a request that AWS calls legacy.
 author: University of Melbourne Centre for Cancer Research (@umccr)
@@ -51,7 +52,9 @@ options:
   instance_profile: {description: Name of the instance profile., type: str}
   volume_gb: {description: Size of the root volume in GB. Required with O(state=present)., type: int}
   data_volume_gb:
-    description: Size in GB of a second volume, which is deleted with the instance. Unset, it exists only with O(data_snapshot) and has the size of the snapshot.
+    description:
+      - Size in GB of a second volume, which is deleted with the instance. Unset, it exists only with O(data_snapshot) and has the size of
+        the snapshot.
     type: int
   data_snapshot: {description: Snapshot to create the second volume from., type: str}
   wait_seconds: {description: Seconds to wait until the instance runs and has an address., type: int, default: 300}

@@ -125,8 +125,8 @@ def until_ended(region: Region, instance: str) -> dict[str, Any]:
 
 
 def decision(said: str) -> list[str]:
-    """The lines of the task that says what was decided."""
-    found = re.search(r"msg:\n((?: +.*\n)+?)\n", said[said.index("Say where the machine is launched, and why") :])
+    """The lines of the task that reports the decision."""
+    found = re.search(r"msg:\n((?: +.*\n)+?)\n", said[said.index("Report where the instance is launched, and why") :])
     assert found
     return [" ".join(line.split()).strip("'") for line in re.split(r"(?:^|\n) +- ", found[1])][1:]
 
@@ -159,7 +159,7 @@ def test_auto_picks_a_set_launches_from_it_and_says_why(region: Region) -> None:
     }
 
 
-def test_a_machine_that_is_there_is_kept(region: Region) -> None:
+def test_an_existing_instance_is_kept(region: Region) -> None:
     before = machines(region)
     said = play(region, "aws.yml", "--tags", "aws")
     assert "changed=0 " in said
@@ -168,7 +168,7 @@ def test_a_machine_that_is_there_is_kept(region: Region) -> None:
     assert events(region)[1:].count("seen") == len(events(region)) - 1 > 0
 
 
-def test_after_a_loss_it_is_on_demand_within_the_budget(region: Region) -> None:
+def test_after_an_interruption_it_is_on_demand_within_the_budget(region: Region) -> None:
     [lost] = machines(region)
     store = S3Store(QueueSettings("sqs", name=NAME, region=ZONES[0][:-1]))
     notes = Notes(store, NAME, lambda: str(lost["InstanceId"]))  # the part of the machine, which is none
@@ -190,7 +190,10 @@ def test_after_a_loss_it_is_on_demand_within_the_budget(region: Region) -> None:
     ]
     [machine] = machines(region)
     assert ("InstanceLifecycle" in machine, machine["InstanceType"]) == (False, "m5.xlarge")
-    assert (events(region).count("interrupted"), events(region).count("sample")) == (1, 1)  # EC2 tells of the loss too
+    assert (events(region).count("interrupted"), events(region).count("sample")) == (
+        1,
+        1,
+    )  # EC2 reports the interruption too
     assert (log(region)[-1]["event"], log(region)[-1]["market"]) == ("launched", "on-demand")
     table = subprocess.run(
         [
@@ -209,13 +212,13 @@ def test_after_a_loss_it_is_on_demand_within_the_budget(region: Region) -> None:
     assert table.stdout.startswith("2 samples of 1.5 h (median of 1 samples in our own log)")
 
 
-def test_beyond_the_budget_it_is_spot_in_spite_of_the_loss(region: Region) -> None:
+def test_beyond_the_budget_it_is_spot_in_spite_of_the_interruption(region: Region) -> None:
     [machine] = machines(region)
     region.client("ec2").terminate_instances(InstanceIds=[machine["InstanceId"]])
     until_ended(region, machine["InstanceId"])
     path, ago = str(region.folder / "spot.jsonl"), datetime.now(UTC).timestamp() - 5 * 24 * 3600
-    life = {"machine": "i-0a", "type": "m5.xlarge", "zone": ZONES[0], "market": "on-demand", "name": NAME}
-    append(path, "launched", ago, **life)
+    run = {"machine": "i-0a", "type": "m5.xlarge", "zone": ZONES[0], "market": "on-demand", "name": NAME}
+    append(path, "launched", ago, **run)
     append(path, "ended", ago + 2 * 3600, machine="i-0a")
 
     words = decision(play(region, "aws.yml", "--tags", "aws"))
@@ -228,7 +231,7 @@ def test_beyond_the_budget_it_is_spot_in_spite_of_the_loss(region: Region) -> No
     assert (machine["InstanceLifecycle"], log(region)[-1]["market"]) == ("spot", "spot")
 
 
-def test_teardown_ends_the_machine_and_the_log_knows(region: Region) -> None:
+def test_teardown_terminates_the_instance_and_the_log_has_it(region: Region) -> None:
     [machine] = machines(region)
     assert "Nothing is left." in play(region, "aws_teardown.yml", intake_delete_data=True)
     assert machines(region) == []

@@ -294,6 +294,42 @@ def test_what_the_instance_is_given(account: Account, tmp_path: Path) -> None:
     assert f"Instance {instance} (" in lines(done) and "keeps running and is billed" in lines(done), done.stdout
 
 
+def test_auto_launches_from_the_chosen_pools(account: Account, tmp_path: Path) -> None:
+    """Role aws alone, with the facts that it publishes for whoever comes after it."""
+    change = {"ProductDescription": "Linux/UNIX", "SpotPrice": "0.08", "Timestamp": "2026-01-01T00:00:00Z"}
+    prices = [change | {"InstanceType": "m5.xlarge", "AvailabilityZone": f"{REGION}{zone}"} for zone in "ab"]
+    (tmp_path / "prices.json").write_text(json.dumps({"SpotPriceHistory": prices}))
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}", "aws_instance_profile": None},
+        "roles": ["umccr.pcgr.aws"],
+        "tasks": [
+            {"ansible.builtin.debug": {"msg": "published {{ aws_instance | to_json }} end"}},
+            {"ansible.builtin.import_role": {"name": "umccr.pcgr.aws", "tasks_from": "summary"}},
+        ],
+    }
+    path, log = tmp_path / "play.yml", tmp_path / "spot.jsonl"
+    path.write_text(json.dumps([play]))
+    settings = {
+        "aws_spot": "auto",
+        "aws_spot_types": ["m5.xlarge"],
+        "aws_spot_history": [str(tmp_path / "prices.json")],
+        "aws_spot_on_demand": str(tmp_path / "demand.json"),
+        "aws_spot_log": str(log),
+    }
+    (tmp_path / "demand.json").write_text('{"m5.xlarge": 0.24}')
+    done = account.play(str(path), **settings)
+    assert done.returncode == 0, done.stdout
+    (instance,) = account.existing()["instances"]
+    assert f'"id": "{instance}"' in lines(done).replace("\\", "") and f'"bucket": "{BUCKET}"' in lines(done).replace(
+        "\\", ""
+    )
+    assert f"Instance: {instance}, m5.xlarge spot in {REGION}" in lines(done), done.stdout
+    assert "2 spot pools of 1 types in 2 zones" in lines(done)
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["launched"]
+
+
 # ---- hosts of one's own
 
 
