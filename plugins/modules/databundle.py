@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Bring PCGR's reference bundle and VEP cache to a machine."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install PCGR's reference bundle and VEP cache."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: databundle
-short_description: Bring PCGR's reference bundle and VEP cache to a machine
+short_description: Install PCGR's reference bundle and VEP cache
 version_added: 1.0.0
 description:
   - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
@@ -24,8 +26,10 @@ requirements:
   - libisal2
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   root:
     description: Folder that gets C(bundles/<date>/data/<assembly>) and C(vep/<release>/homo_sapiens/<cache>).
@@ -78,6 +82,8 @@ options:
     description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
     type: bool
     default: false
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""
@@ -297,7 +303,7 @@ def bring(module: AnsibleModule) -> None:
         else:
             jobs.setdefault(source(item, mirror), []).append(item)
     # By path: folders above several parts count for the first, as when they are mended.
-    wrong = {path: item for item in reversed(parts) if item not in due for path, *_ in wrong_modes(item, root)}
+    wrong = {path: item for item in reversed(parts) if item not in due for path, *_unused in wrong_modes(item, root)}
     mended: dict[Part, int] = Counter(wrong.values())
     if (due or wrong) and not module.check_mode:
         if due:
