@@ -87,7 +87,7 @@ def policy(bucket: str, queue: str) -> list[dict[str, Any]]:
     """The statements of the instances' role."""
     names = {"__intake_bucket_arn": f"arn:aws:s3:::{bucket}", "__intake_queue_arns": "q", "intake_queue": queue}
     text = (INTAKE / "vars/main.yml").read_text()
-    found = yaml.safe_load(text)["__intake_machine_policy"]["Statement"]
+    found = yaml.safe_load(text)["__intake_instance_policy"]["Statement"]
     filled: list[dict[str, Any]] = json.loads(jinja2.Template(json.dumps(found)).render(names))
     return filled
 
