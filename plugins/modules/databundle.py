@@ -108,10 +108,9 @@ from collections import Counter
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     STAGING,
-    STAMP,
     DatabundleError,
     Part,
     compare,
@@ -127,19 +126,22 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.seed import adopt, find_seed
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
+    STAMP,
     BusyError,
-    alone,
-    compare_with_first,
+    exclusive_lock,
     read_json,
     readable_by_others,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import (
-    PROGRESS,
     Arrival,
     Checkpoints,
     Unpacker,
     sync,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    resolve_checksums,
+    trust_on_first_use,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
@@ -147,15 +149,14 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download impo
     Interrupted,
     address,
     check,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
+    ensure_space,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.gunzip import GzipError
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.tar_reader import UnpackError
 
 
-def make_sure_of_writing(due: list[Part], root: str) -> None:
+def ensure_writable(due: list[Part], root: str) -> None:
     """Raise DatabundleError when a folder to bring belongs on a volume that is only mounted."""
     for item in due:
         home = os.path.join(root, item.home)
@@ -210,12 +211,12 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     point = checkpoints.read()
     if not point:
         shutil.rmtree(staging, ignore_errors=True)
-        make_sure_of_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
+        ensure_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
         os.mkdir(staging, 0o755)
     arrival = Arrival(download, point)
     try:
         # Its thread begins only now, when the process that fetches was forked.
-        with Progress(os.path.join(os.path.dirname(staging), PROGRESS)) as progress:
+        with Progress(progress_file(os.path.dirname(staging))) as progress:
             unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints, progress)
             unpacker.run(point)
             sha256 = arrival.finish()
@@ -225,7 +226,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     if first.sha256:
         check(url, sha256, download.size, first.sha256)
     else:
-        compare_with_first(options["checksums"], first.archive, sha256)
+        trust_on_first_use(options["checksums"], first.archive, sha256)
     for item in items:
         if fault := verify(item, staging):
             other = f"; the archive holds {', '.join(sorted(unpacker.others))}" if unpacker.others else ""
@@ -253,14 +254,11 @@ def looks_like(url: str, options: dict[str, Any]) -> str | None:
 
 def with_checksums(parts: list[Part], mirror_url: str | None, options: dict[str, Any]) -> tuple[list[Part], str | None]:
     """Fill in checksums that the release does not know from the mirror; also returns why that failed, if so."""
-    if not mirror_url or all(item.sha256 for item in parts):
-        return parts, None
     try:
-        sums = mirror_checksums(mirror_url, **options)
+        sums = resolve_checksums({item.archive: None for item in parts if not item.sha256}, mirror_url, **options)
     except DownloadError as error:
         return parts, str(error)
-    known = [Part(**{**vars(item), "sha256": item.sha256 or sums.get(item.archive)}) for item in parts]
-    return known, None
+    return [Part(**{**vars(item), "sha256": item.sha256 or sums[item.archive]}) for item in parts], None
 
 
 def source(item: Part, mirror_url: str | None) -> str:
@@ -278,10 +276,10 @@ def bring(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     root, mirror = params["root"], params["mirror_url"]
-    download = options_of(params)
+    download = download_options(params)
     parts, unknown = with_checksums(plan(params["release"], params["assemblies"]), mirror, download)
     due = [item for item in parts if not is_current(item, root)]
-    make_sure_of_writing(due, root)
+    ensure_writable(due, root)
     if unknown:
         if due and not module.check_mode:
             raise DatabundleError(unknown)
@@ -301,9 +299,9 @@ def bring(module: AnsibleModule) -> None:
     mended: dict[Part, int] = Counter(wrong.values())
     if (due or wrong) and not module.check_mode:
         if due:
-            put_off(module, to_come(due, params["release"]), os.path.join(root, PROGRESS))
+            defer(module, to_come(due, params["release"]), progress_file(root))
         os.makedirs(root, mode=0o755, exist_ok=True)
-        with alone(root):
+        with exclusive_lock(root):
             if due:
                 fetch_due(module, jobs, seeds)
             mended = {item: mend_modes(item, root, module.warn) for item in parts}
@@ -328,7 +326,7 @@ def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tu
     params = module.params
     root = params["root"]
     options = {
-        "download": options_of(params) | {"connections": params["connections"]},
+        "download": download_options(params) | {"connections": params["connections"]},
         "space_factor": params["space_factor"],
         "checksums": params["checksums"],
     }
@@ -337,7 +335,7 @@ def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tu
         path = os.path.join(root, name)
         if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
             shutil.rmtree(path)
-    with Progress(os.path.join(root, PROGRESS)) as progress:
+    with Progress(progress_file(root)) as progress:
         for item, folder in seeds:
             adopt(item, root, folder, progress)
     for url, items in jobs.items():
@@ -347,20 +345,15 @@ def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tu
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "root": {"type": "path", "required": True},
-            "release": {"type": "dict", "required": True},
-            "assemblies": {"type": "list", "elements": "str", "required": True},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "seed": {"type": "path"},
-            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
-            "connections": {"type": "int", "default": 6},
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "space_factor": {"type": "float", "default": 2.5},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "connections",
+            "checksums",
+            root={"type": "path", "required": True},
+            release={"type": "dict", "required": True},
+            assemblies={"type": "list", "elements": "str", "required": True},
+            seed={"type": "path"},
+            space_factor={"type": "float", "default": 2.5},
+        ),
         supports_check_mode=True,
     )
     try:

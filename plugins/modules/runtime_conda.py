@@ -119,29 +119,32 @@ import shutil
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
+    STAMP,
     BusyError,
-    alone,
-    others,
+    exclusive_lock,
+    other_runtimes,
     read_json,
     remove,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    NoChecksumError,
+    resolve_checksums,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
     check,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
+    ensure_space,
     readable,
     save,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 
-STAMP = ".umccr.pcgr.json"
 # <anything>/<channel>/<platform>/<file>#<md5>, as `conda list --explicit --md5` and conda-lock write it.
 LINE = re.compile(
     r"(?P<url>\S+/(?P<place>[^/\s]+/[^/\s]+/(?P<file>[A-Za-z0-9._+!-]+\.(?:conda|tar\.bz2))))#(?P<md5>[0-9a-f]{32})"
@@ -195,23 +198,16 @@ def parse(text: str, where: str) -> list[Package]:
 
 def with_checksums(params: dict[str, Any], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The locks, each with a SHA-256; raises CondaError when one has none."""
-    sums: dict[str, str] | None = None
-    known = {}
-    for name, lock in sorted(params["locks"].items()):
-        sha256 = lock.get("sha256")
-        if not sha256 and params["mirror_url"]:
-            if sums is None:
-                sums = mirror_checksums(params["mirror_url"], **options)
-            sha256 = sums.get(lock["file"])
-        if not sha256:
-            where = (
-                address(params["mirror_url"], "SHA256SUMS") if params["mirror_url"] else "pcgr_mirror_url is not set"
-            )
-            raise CondaError(
-                f"lock {name} ({lock['file']}): the release knows no sha256, and neither does a mirror ({where})"
-            )
-        known[name] = {**lock, "sha256": sha256}
-    return known
+    locks = dict(sorted(params["locks"].items()))
+    unknown = {lock["file"]: None for lock in locks.values() if not lock.get("sha256")}
+    try:
+        sums = resolve_checksums(unknown, params["mirror_url"], required=True, **options)
+    except NoChecksumError as error:
+        name = next(name for name, lock in locks.items() if lock["file"] == error.name)
+        raise CondaError(
+            f"lock {name} ({error.name}): the release knows no sha256, and neither does a mirror ({error.where})"
+        ) from error
+    return {name: {**lock, "sha256": lock.get("sha256") or sums[lock["file"]]} for name, lock in locks.items()}
 
 
 def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, Any]) -> list[Package]:
@@ -225,7 +221,7 @@ def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, A
         text += block
         if len(text) > LOCK_BYTES:
             raise CondaError(f"{url}: more than {LOCK_BYTES} bytes, no lock file")
-    check(url, hashlib.sha256(text).hexdigest(), len(text), lock["sha256"], told=download.type)
+    check(url, hashlib.sha256(text).hexdigest(), len(text), lock["sha256"], content_type=download.type)
     return parse(text.decode("utf-8", errors="replace"), url)
 
 
@@ -237,7 +233,7 @@ def fetch(packages: list[Package], folder: str, params: dict[str, Any], progress
         url = address(params["conda_mirror_url"], package.place) if params["conda_mirror_url"] else package.url
         path = os.path.join(folder, package.md5, package.file)
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        save(url, path, package.md5, algorithm="md5", resume=True, came=progress.came, **options)
+        save(url, path, package.md5, algorithm="md5", resume=True, count=progress.count, **options)
 
     pool = concurrent.futures.ThreadPoolExecutor(params["connections"])
     try:
@@ -319,7 +315,7 @@ def complaint(err: str, out: str, code: int) -> str:
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else f"exit code {code}")
 
 
-def arrivals(image: str) -> str:
+def downloads(image: str) -> str:
     """Folder in which the packages of `image` arrive."""
     return os.path.join(os.path.dirname(image), f".packages-{os.path.basename(image)}")
 
@@ -334,7 +330,7 @@ def install(
     """Make the folder `image` with an environment per lock, stamped last."""
     params = module.params
     packages = {name: read_lock(lock, params["mirror_url"], options) for name, lock in locks.items()}
-    folder = arrivals(image)
+    folder = downloads(image)
     cache = os.path.join(folder, "unpacked")
     shutil.rmtree(image, ignore_errors=True)
     shutil.rmtree(cache, ignore_errors=True)
@@ -343,9 +339,7 @@ def install(
     progress.begin("conda packages", len(every), "packages")
     fetch(every, folder, params, progress)
     size = sum(os.path.getsize(os.path.join(folder, package.md5, package.file)) for package in every)
-    make_sure_of_space(
-        params["path"], size * params["space_factor"], f"{len(every)} packages of {readable(size)}, unpacked"
-    )
+    ensure_space(params["path"], size * params["space_factor"], f"{len(every)} packages of {readable(size)}, unpacked")
     try:
         for name, some in packages.items():
             progress.begin(f"conda environment {name}")
@@ -370,7 +364,7 @@ def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     os.umask(0o022)  # other users run what is made here, however careful root is
-    options = options_of(params)
+    options = download_options(params)
     locks = with_checksums(params, options)
     image = os.path.join(params["path"], name_of(locks))
     wanted = {
@@ -382,21 +376,21 @@ def provide(module: AnsibleModule) -> None:
     due = read_json(os.path.join(image, STAMP)).get("locks") != wanted["locks"]
     changed = due or read_json(params["record"]) != wanted
     # A cut after the stamp leaves the packages.
-    if (changed or os.path.exists(arrivals(image))) and not module.check_mode:
-        telling = os.path.join(params["path"], PROGRESS)
+    if (changed or os.path.exists(downloads(image))) and not module.check_mode:
+        report = progress_file(params["path"])
         if due:
-            put_off(module, None, telling)  # locks tell no sizes
+            defer(module, None, report)  # lock files hold no sizes
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
-        with alone(params["path"]):
+        with exclusive_lock(params["path"]):
             if due:
-                with Progress(telling) as progress:
+                with Progress(report) as progress:
                     install(module, image, locks, progress, options)
             if changed:
                 write_json(params["record"], wanted)
-            shutil.rmtree(arrivals(image), ignore_errors=True)
-    old = others(params["path"], image) if params["prune"] else []
+            shutil.rmtree(downloads(image), ignore_errors=True)
+    old = other_runtimes(params["path"], image) if params["prune"] else []
     if old and not module.check_mode:
-        with alone(params["path"]):
+        with exclusive_lock(params["path"]):
             for path in old:
                 remove(path)
     module.exit_json(changed=changed or bool(old), image=image, removed=old)
@@ -405,22 +399,15 @@ def provide(module: AnsibleModule) -> None:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
-            "locks": {"type": "dict", "required": True},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "conda_mirror_url": {"type": "str"},
-            "post_link": {"type": "str", "choices": ["run", "refuse"], "default": "run"},
-            "linker": {"type": "path", "required": True},
-            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "connections": {"type": "int", "default": 8},
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "space_factor": {"type": "float", "default": 5.0},
-            "prune": {"type": "bool", "default": False},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "runtime",
+            locks={"type": "dict", "required": True},
+            conda_mirror_url={"type": "str"},
+            post_link={"type": "str", "choices": ["run", "refuse"], "default": "run"},
+            linker={"type": "path", "required": True},
+            connections={"type": "int", "default": 8},
+            space_factor={"type": "float", "default": 5.0},
+        ),
         supports_check_mode=True,
     )
     try:

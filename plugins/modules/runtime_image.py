@@ -116,25 +116,27 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     BusyError,
-    alone,
-    compare_with_first,
-    others,
+    exclusive_lock,
+    other_runtimes,
     read_json,
     remove,
     write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    resolve_checksums,
+    trust_on_first_use,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
+    ensure_space,
     save,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.registry import Registry
 
 DOCKER_HUB = "registry-1.docker.io"
@@ -268,24 +270,24 @@ def layers_bytes(params: dict[str, Any]) -> int | None:
 def begin(module: AnsibleModule, docker: Docker, size: int | None, what: str, archive: int = 0) -> Progress:
     """Make sure that there is room for `what`, of `size` bytes while it travels; the progress of bringing it.
 
-    `archive` is the size of a file that lies in the scratch folder meanwhile. Raises DownloadError, or ends the module to put it off.
+    `archive` is the size of a file that lies in the scratch folder meanwhile. Raises DownloadError, or ends the module to defer it.
     """
     params = module.params
     root = docker.data_root() if size else None
     if root and size:
         factor = 1 if archive and what.endswith(".tar") else params["space_factor"]  # docker save does not compress
         shared = archive and os.stat(root).st_dev == os.stat(params["scratch"]).st_dev
-        make_sure_of_space(root, size * factor + (archive if shared else 0), what)
-    telling = os.path.join(os.path.dirname(params["checksums"]), PROGRESS)
-    put_off(module, size, telling)
-    return Progress(telling)
+        ensure_space(root, size * factor + (archive if shared else 0), what)
+    report = progress_file(os.path.dirname(params["checksums"]))
+    defer(module, size, report)
+    return Progress(report)
 
 
 def load(module: AnsibleModule, docker: Docker, sha256: str | None) -> str:
     """Download the archive, check it, load it; return its SHA-256. The archive does not stay."""
     params = module.params
     url = address(params["mirror_url"], params["archive"])
-    options = options_of(params)
+    options = download_options(params)
     size = Download(url, **options).size
     with (
         begin(module, docker, size, url, size or 0) as progress,
@@ -293,7 +295,7 @@ def load(module: AnsibleModule, docker: Docker, sha256: str | None) -> str:
     ):
         path = os.path.join(folder, "image.tar")
         progress.begin(params["archive"], size)
-        found: str = save(url, path, sha256, came=progress.came, **options)
+        found: str = save(url, path, sha256, count=progress.count, **options)
         progress.begin(f"docker load of {params['archive']}")
         answer = docker.run("load", "--input", path)
     if f"Loaded image: {params['reference']}" not in answer.splitlines():
@@ -325,12 +327,12 @@ def prune(module: AnsibleModule, docker: Docker, image: str) -> list[str]:
     reference, path = module.params["reference"], module.params["path"]
     repositories = {repository_of(reference), repository_of(mirrored(reference, module.params["registry_mirror"]))}
     ids = sorted({one for repository in repositories for one in docker.image_ids(repository)} - {image})
-    files: list[str] = others(path, None)
+    files: list[str] = other_runtimes(path, None)
     if not module.check_mode:
         for one in ids:
             docker.run("image", "rm", one)
         if files:
-            with alone(path):
+            with exclusive_lock(path):
                 for file in files:
                     remove(file)
     return ids + files
@@ -361,7 +363,7 @@ def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any])
         return {"image": image, "digest": params["digest"], "brought": brought}
     digest = before.get("digest") if before.get("digest") in digests else next(iter(digests), None)
     if digest:
-        compare_with_first(
+        trust_on_first_use(
             params["checksums"], params["reference"], digest.partition(":")[2], remember=not module.check_mode
         )
     return {"image": image, "digest": digest, "brought": brought}
@@ -407,35 +409,27 @@ def known(docker: Docker, name: str) -> str:
 
 def checksum(params: dict[str, Any]) -> tuple[str | None, str | None]:
     """The archive's checksum on the mirror, and why it is not known when it is not."""
+    wanted = {params["archive"]: None}
     try:
-        sums = mirror_checksums(params["mirror_url"], **options_of(params))
+        sums = resolve_checksums(wanted, params["mirror_url"], required=True, **download_options(params))
     except DownloadError as error:
         return None, str(error)
-    if params["archive"] not in sums:
-        return None, f"{address(params['mirror_url'], 'SHA256SUMS')}: no line for {params['archive']}"
     return sums[params["archive"]], None
 
 
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "reference": {"type": "str", "required": True},
-            "digest": {"type": "str"},
-            "archive": {"type": "str"},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "registry_mirror": {"type": "str"},
-            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
-            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
-            "scratch": {"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "space_factor": {"type": "float", "default": 3.0},
-            "prune": {"type": "bool", "default": False},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "checksums",
+            "runtime",
+            reference={"type": "str", "required": True},
+            digest={"type": "str"},
+            archive={"type": "str"},
+            registry_mirror={"type": "str"},
+            scratch={"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
+            space_factor={"type": "float", "default": 3.0},
+        ),
         supports_check_mode=True,
     )
     try:

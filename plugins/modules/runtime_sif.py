@@ -107,25 +107,28 @@ import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     BusyError,
-    alone,
-    compare_with_first,
-    others,
+    exclusive_lock,
+    other_runtimes,
     read_json,
     remove,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    NoChecksumError,
+    resolve_checksums,
+    trust_on_first_use,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
-    mirror_checksums,
-    options_of,
     save,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.registry import Registry
 
 LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
@@ -173,23 +176,22 @@ def expected(
         if not params["mirror_url"]:
             raise SifError(f"the image comes from the archive {name}: set pcgr_mirror_url to a folder that has it")
         try:
-            sums = mirror_checksums(params["mirror_url"], **options)
+            sums = resolve_checksums({name: None}, params["mirror_url"], required=not params["sha256"], **options)
+        except NoChecksumError:
+            raise
         except DownloadError as error:
             if not stays:
                 raise
             module.warn(f"the image's checksum could not be compared: {error}")
             return recorded, "", None
-        sha256 = params["sha256"] or sums.get(name)
-        if not sha256:
-            raise SifError(f"{address(params['mirror_url'], 'SHA256SUMS')}: no line for {name}")
-        return sha256, address(params["mirror_url"], name), None
+        return params["sha256"] or str(sums[name]), address(params["mirror_url"], name), None
     if stays:
         return recorded, "", None
     registry = registry_of(name, params["registry_mirror"], params["timeout"])
     sha256 = params["sha256"]
     if not sha256:
         sha256 = sha256_of(registry, options)
-        compare_with_first(params["checksums"], name, sha256, remember=not module.check_mode)
+        trust_on_first_use(params["checksums"], name, sha256, remember=not module.check_mode)
     return sha256, registry.url("blobs", f"sha256:{sha256}"), registry
 
 
@@ -197,7 +199,7 @@ def bring(path: str, url: str, sha256: str, progress: Progress, options: dict[st
     """Have the image at `path`; raises SifError and DownloadError. What a cut leaves is where the next run goes on."""
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
     progress.done = os.path.getsize(part) if os.path.exists(part) else 0
-    save(url, part, sha256, resume=True, came=progress.came, **options)
+    save(url, part, sha256, resume=True, count=progress.count, **options)
     with open(part, "rb") as file:
         head = file.read(SIF_MAGIC_AT + len(SIF_MAGIC))
     if head[SIF_MAGIC_AT:] != SIF_MAGIC:
@@ -212,7 +214,7 @@ def provide(module: AnsibleModule) -> None:
     params = module.params
     os.umask(0o022)  # other users run what is brought here, however careful root is
     before = read_json(params["record"])
-    options = options_of(params)
+    options = download_options(params)
     sha256, url, registry = expected(module, before, options)
     image = os.path.join(params["path"], f"{sha256[:16]}.sif")
     wanted = {
@@ -223,18 +225,18 @@ def provide(module: AnsibleModule) -> None:
     }
     due = not os.path.exists(image)
     changed = due or before != wanted
-    old = others(params["path"], image) if params["prune"] else []
+    old = other_runtimes(params["path"], image) if params["prune"] else []
     if (changed or old) and not module.check_mode:
-        telling = os.path.join(params["path"], PROGRESS)
+        report = progress_file(params["path"])
         size = None
         if due:
             options |= {"connections": params["connections"], **({"headers": registry.headers} if registry else {})}
             size = Download(url, **options).size
-            put_off(module, size, telling)
+            defer(module, size, report)
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
-        with alone(params["path"]):
+        with exclusive_lock(params["path"]):
             if due:
-                with Progress(telling) as progress:
+                with Progress(report) as progress:
                     progress.begin(f"Apptainer image {wanted['reference']}", size)
                     bring(image, url, sha256, progress, options)
             if changed:
@@ -247,22 +249,15 @@ def provide(module: AnsibleModule) -> None:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
-            "reference": {"type": "str"},
-            "archive": {"type": "str"},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "sha256": {"type": "str"},
-            "registry_mirror": {"type": "str"},
-            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
-            "connections": {"type": "int", "default": 6},
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "prune": {"type": "bool", "default": False},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "connections",
+            "checksums",
+            "runtime",
+            reference={"type": "str"},
+            archive={"type": "str"},
+            sha256={"type": "str"},
+            registry_mirror={"type": "str"},
+        ),
         supports_check_mode=True,
     )
     try:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import read_json
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import STAMP, read_json
 
-STAMP = ".umccr.pcgr.json"
 STAGING = ".databundle-"
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2  # linux/fs.h

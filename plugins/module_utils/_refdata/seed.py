@@ -8,7 +8,6 @@ import shutil
 
 from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
-    STAMP,
     DatabundleError,
     Part,
     compare,
@@ -17,7 +16,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     staging_of,
     verify,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_json
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import STAMP, write_json
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import safe_name, sync
 
 
@@ -57,7 +56,7 @@ def adopt(item: Part, root: str, folder: str, progress: Progress) -> None:
         about = os.stat(source)
         os.chmod(target, 0o755 if about.st_mode & 0o100 else 0o644)
         os.utime(target, ns=(about.st_mtime_ns, about.st_mtime_ns))
-        progress.came(about.st_size)
+        progress.count(about.st_size)
 
     try:
         shutil.copytree(folder, new, symlinks=True, copy_function=copy, ignore=shutil.ignore_patterns(STAMP))

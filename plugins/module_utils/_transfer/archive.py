@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import replace
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     BLOCK,
     Download,
@@ -42,7 +42,6 @@ HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follow
 CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
 FORMAT = 2  # of checkpoints; the first lacked the tar reader's state, and what was behind it was read less strictly
-PROGRESS = ".databundle.progress"
 SYNC_SECONDS = 1.0  # between checkpoints that outlive a cut of the machine; few data are left to wait for at the end
 OTHERS = 8  # folders named when an archive does not hold what is wanted
 SLOTS = 3  # blocks of 1 MiB that are ready to be written
@@ -257,7 +256,7 @@ class Checkpoints:
 
     def _sync(self, record: bytes) -> None:
         sync(self.folder)
-        replace(os.path.join(self.folder, SYNCED), record)
+        write_file(os.path.join(self.folder, SYNCED), record, durable=False)  # synced just below
         sync(self.folder)
 
 
@@ -388,7 +387,7 @@ class Unpacker:
 
     def _save(self) -> None:
         """Between two blocks of the arrival, all before which is written."""
-        self.progress.came(self.arrival.consumed - self.progress.done)
+        self.progress.count(self.arrival.consumed - self.progress.done)
         if self.arrival.consumed - self._saved_at < self.checkpoints.interval:
             return
         if not self._member and self.arrival.position > self.reader.next:

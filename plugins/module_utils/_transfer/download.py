@@ -259,8 +259,8 @@ class Download:
             page = self._get(0, None)
             title = re.search(r"<title>([^<]*)", page.raw.read(BLOCK, decode_content=True).decode("utf-8", "replace"))
             page.close()
-            told = f": {title[1].strip()}" if title else ""
-            raise DownloadError(f"{self.url}: Google Drive sends a page instead of the file{told}")
+            reason = f": {title[1].strip()}" if title else ""
+            raise DownloadError(f"{self.url}: Google Drive sends a page instead of the file{reason}")
         self.tag = _tag(answer)
         if answer.status_code == http.HTTPStatus.PARTIAL_CONTENT and _span(answer)[1] is not None:
             self._ranges, self.size = True, _span(answer)[1]
@@ -289,12 +289,12 @@ class Download:
         if code >= http.HTTPStatus.BAD_REQUEST:
             said = answer.raw.read(BLOCK, decode_content=True).decode("utf-8", "replace")
             answer.close()
-            told = f"the server answers {code} {answer.reason}"
+            reason = f"the server answers {code} {answer.reason}"
             if self.url.startswith("s3:") and (why := re.search(r"<Message>([^<]*)", said)):
-                told += f" ({why[1]})"  # such as that the signature has expired
+                reason += f" ({why[1]})"  # such as that the signature has expired
             if code < http.HTTPStatus.INTERNAL_SERVER_ERROR and code not in TRANSIENT:
-                raise DownloadError(f"{self.url}: {told}")
-            raise _Retry(told)
+                raise DownloadError(f"{self.url}: {reason}")
+            raise _Retry(reason)
         return answer
 
     def _get_range(self, begin: int, end: int) -> Any:
@@ -366,27 +366,9 @@ def _why(error: BaseException) -> str:
         error = inner
 
 
-def options_of(params: dict[str, Any]) -> dict[str, Any]:
-    """Of a module's parameters, those that every `Download` takes."""
-    return {name: params[name] for name in ("timeout", "attempts", "signed")}
-
-
 def address(base: str, name: str) -> str:
     """Address of file `name` in folder `base`."""
     return f"{base.rstrip('/')}/{name}"
-
-
-def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
-    """SHA-256 by file name from `SHA256SUMS` of the mirror at `base`; raises DownloadError."""
-    text = b"".join(map(bytes, Download(address(base, "SHA256SUMS"), **options).blocks())).decode("utf-8", "replace")
-    sums = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S.*)", line)
-        if match:
-            sums[match[2]] = match[1].lower()
-    if not sums:
-        raise DownloadError(f"{address(base, 'SHA256SUMS')}: holds no line as sha256sum writes them")
-    return sums
 
 
 def save(
@@ -396,13 +378,13 @@ def save(
     *,
     algorithm: str = "sha256",
     resume: bool = False,
-    came: Callable[[int], None] = lambda _count: None,
+    count: Callable[[int], None] = lambda _received: None,
     **options: Any,
 ) -> str:
     """Save the file at `url` as `path`, checked against the checksum `expected` when given; return its checksum.
 
     Nothing is left on failure; with `resume`, what a broken connection or a cut leaves at `path` is where the next call goes
-    on. `came` is called with the number of bytes written each time. Raises DownloadError, also when the disk has less room
+    on. `count` is called with the number of bytes written each time. Raises DownloadError, also when the disk has less room
     than the file needs.
     """
     found = hashlib.new(algorithm, usedforsecurity=False)
@@ -414,12 +396,12 @@ def save(
                 if start and found.hexdigest() == expected:
                     return found.hexdigest()
             download = Download(url, **options)
-            make_sure_of_space(os.path.dirname(path), (download.size or 0) - start, url)
+            ensure_space(os.path.dirname(path), (download.size or 0) - start, url)
             for block in download.blocks(start):
                 out.write(block)
                 found.update(block)
-                came(len(block))
-        check(url, found.hexdigest(), download.size, expected, algorithm=algorithm, told=download.type)
+                count(len(block))
+        check(url, found.hexdigest(), download.size, expected, algorithm=algorithm, content_type=download.type)
     except BaseException as error:
         if os.path.exists(path) and not (resume and isinstance(error, Interrupted | KeyboardInterrupt)):
             os.unlink(path)
@@ -427,7 +409,7 @@ def save(
     return found.hexdigest()
 
 
-def make_sure_of_space(folder: str, need: float, what: str) -> None:
+def ensure_space(folder: str, need: float, what: str) -> None:
     """Raise DownloadError when the disk of `folder` has less than the `need` bytes that `what` takes."""
     free = shutil.disk_usage(folder).free
     if free < need:
@@ -450,9 +432,9 @@ def _read_into(found: Any, path: str) -> int:
 
 
 def check(
-    url: str, found: str, size: int | None, expected: str | None, *, algorithm: str = "sha256", told: str = ""
+    url: str, found: str, size: int | None, expected: str | None, *, algorithm: str = "sha256", content_type: str = ""
 ) -> None:
-    """Raise DownloadError when the file's checksum is another than the expected one; `told` is its Content-Type."""
+    """Raise DownloadError when the file's checksum is another than the expected one; `content_type` is what its server called it."""
     if expected and found != expected.lower():
-        about = f"{size} bytes, {told}" if told else f"{size} bytes"
+        about = f"{size} bytes, {content_type}" if content_type else f"{size} bytes"
         raise DownloadError(f"{url}: {algorithm} is {found} ({about}), expected {expected.lower()}")

@@ -248,7 +248,7 @@ def test_unknown_assembly(mirror: Mirror, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once(mirror: Mirror, tmp_path: Path) -> None:
-    with load("module_utils._state").alone(str(tmp_path)):
+    with load("module_utils._state").exclusive_lock(str(tmp_path)):
         refused(bring(tmp_path, mirror), tmp_path, str(tmp_path), "another run")
     assert bring(tmp_path, mirror)["changed"] is True
 
@@ -313,7 +313,7 @@ def test_killed_anywhere_and_taken_up_again(
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL
     assert not (root / "bundles").exists()
-    (root / load("module_utils._transfer.archive").PROGRESS).write_text("{}")  # of a run of more than a second
+    (root / load("module_utils._progress").PROGRESS).write_text("{}")  # of a run of more than a second
     mirror.before_answer, mirror.sent = (lambda: None), 0
     module = load("module_utils._transfer.archive")
     if rebooted:

@@ -206,6 +206,6 @@ def test_not_beside_another_run(mirror: Mirror, tmp_path: Path) -> None:
     root = tmp_path / "root"
     bring(root, mirror)
     (root / FINAL).chmod(0o700)
-    with load("module_utils._state").alone(str(root)):
+    with load("module_utils._state").exclusive_lock(str(root)):
         assert "another run" in bring(root, mirror)["msg"]
     assert stat.S_IMODE((root / FINAL).stat().st_mode) == 0o700
