@@ -1,12 +1,13 @@
 # Thin: every target is one command of the project. `make help` lists them.
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+LEGS := $(BIN)/python -m harness.legs
+SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 BENCHES := $(filter-out server,$(sort $(notdir $(basename $(wildcard tests/bench/*.py)))))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-fast test-slow molecule bench docs lint format
+.PHONY: all help env demo test test-all test-fast molecule bench docs lint format
 
 all: env help ## set the environment up, then show this help
 
@@ -19,21 +20,22 @@ env: ## create .venv and install what is missing; nothing happens the second tim
 demo: env ## the whole road on this machine: tarball in, report out (INPUT=my.vcf.gz CNA=my.cna.tsv: your own sample)
 	@scripts/demo $(if $(INPUT),--input "$(INPUT)") $(if $(CNA),--cna "$(CNA)") $(DEMO_ARGS)
 
-test: test-fast test-slow ## all tests; boots virtual machines (under an hour on two cores without KVM)
+test: env ## each main flow once; boots virtual machines (25 minutes, 40 the first time, on two cores without KVM)
+	@$(LEGS) --standard
 
-test-fast: lint ## lint, unit and contract tests (about five minutes)
-	$(PYTEST) -n auto -m "not slow"
+test-all: env ## every leg of the tests, or some: LEG=packer, LEG="instance molecule-upgrade"
+	@$(LEGS) $(LEG)
 
-test-slow: env ## the tests that build images and boot machines
-	$(PYTEST) -m slow -n 2 --dist loadfile
+test-fast: env ## linters, unit and contract tests (about five minutes)
+	@$(LEGS) lint fast
 
-molecule: env ## the roles in containers with systemd, part of test-slow (MOLECULE="default upgrade": these scenarios only)
-	MOLECULE="$(MOLECULE)" $(PYTEST) -rP tests/integration/test_molecule.py
+molecule: env ## the roles in containers with systemd (MOLECULE="default upgrade": these scenarios only)
+	@$(LEGS) $(addprefix molecule-,$(or $(MOLECULE),$(SCENARIOS)))
 
 bench: ## measure (NAME=databundle, dataimage, site or spot; BENCH_ARGS="--runs 1": shorter)
 	@case " $(BENCHES) " in *" $(or $(NAME),?) "*) ;; *) echo "make bench: NAME: found '$(NAME)', allowed one of: $(BENCHES)" >&2; exit 2;; esac
 	@$(MAKE) env
-	@$(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
+	@PYTHONPATH=tests $(BIN)/python tests/bench/$(NAME).py $(BENCH_ARGS)
 
 docs: env ## write what is generated: tables in the roles' READMEs, and CHANGELOG.rst before the first release
 	@cd tests && ../$(BIN)/python -m support.role_readme && ../$(BIN)/python -m support.changelog

@@ -38,7 +38,9 @@ EXAMPLES = r"""
 - name: Install the consumer
   umccr.pcgr.python_app:
     path: /opt/pcgr-consumer
-    wheel: "{{ lookup('umccr.pcgr.pure_wheel', 'python', packages=['umccr_pcgr.samples', 'umccr_pcgr.consumer'], extra='consumer', scripts=['pcgr-consumer']) }}"
+    wheel: >-
+      {{ lookup('umccr.pcgr.pure_wheel', 'python', packages=['umccr_pcgr.samples', 'umccr_pcgr.consumer'],
+                extra='consumer', scripts=['pcgr-consumer']) }}
     requirements: "{{ lookup('ansible.builtin.file', 'requirements.txt') }}"
 """
 

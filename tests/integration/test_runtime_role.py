@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,12 +43,11 @@ def converge(tmp_path: Path, *arguments: str, **variables: Any) -> tuple[str, st
     (tmp_path / "etc").mkdir(exist_ok=True)
     (tmp_path / "overlay").mkdir(exist_ok=True)
     # What is written to /etc lands in a folder of this test.
-    script = (
-        'mount -t overlay -o "lowerdir=/etc,upperdir=$1,workdir=$2" etc /etc && shift 2 && exec ansible-playbook "$@"'
-    )
+    script = 'mount -t overlay -o "lowerdir=/etc,upperdir=$1,workdir=$2" etc /etc && shift 2 && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", script, "-", str(tmp_path / "etc"), str(tmp_path / "overlay")]
+    playbook = [str(Path(sys.executable).parent / "ansible-playbook"), str(tmp_path / "play.yml")]
     done = subprocess.run(
-        [*command, str(tmp_path / "play.yml"), *arguments],
+        [*command, *playbook, *arguments],
         cwd=ROOT,
         env=os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,

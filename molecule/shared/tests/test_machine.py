@@ -197,7 +197,7 @@ def test_the_consumers_environment_is_the_locked_one(host: Any, asked: Asked) ->
     assert host.check_output(f"find {path} ! -user root -o -perm /022 ! -type l") == ""
     listing = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
     installed = json.loads(host.check_output(f"{path}/bin/python -c '{listing}'"))
-    assert installed.pop("pcgr-consumer")
+    assert installed.pop("umccr-pcgr")
     lock = (ROLES / "consumer/files/requirements.txt").read_text()
     pins = dict(re.findall(r"(?m)^([\w.-]+)==([\w.]+)", lock))
     if host.check_output(f"{path}/bin/python --version") >= "Python 3.11":

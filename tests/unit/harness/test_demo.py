@@ -173,16 +173,14 @@ def test_the_systems_python_comes_before_the_first_on_the_path(checkout: Path) -
     system = Path("/usr/bin/python3")
     command = [system, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     good = system.exists() and subprocess.run(command, check=False).returncode == 0
-    answer = bootstrap(checkout, INSTALLED)  # ends at the consumer's folder, which is not in this checkout
+    (checkout / "testbed/pyproject.toml").unlink()  # the bootstrap ends there, before it installs anything
+    answer = bootstrap(checkout, INSTALLED)
     assert answer.returncode != 0 and "pyproject.toml" in answer.stderr
     assert (checkout / "other").exists() is not good
 
 
 def test_an_environment_of_another_python_is_made_again(checkout: Path) -> None:
     """Two interpreters of one version in two places; pip is a stand-in that only keeps count."""
-    consumer = checkout / "roles/consumer/files/pcgr_consumer"
-    consumer.mkdir(parents=True)
-    (consumer / "pyproject.toml").write_text("")
     for name in ("one", "two"):
         python = checkout / f"bin/{name}"
         python.write_text(

@@ -108,17 +108,3 @@ def test_processes_of_another_run_are_left_alone() -> None:
         assert process.poll() is None
         assert processes.kill_marked("another") == ["sleep 600 "]
     assert process.returncode == -signal.SIGKILL
-
-
-def test_unknown_molecule_scenario_is_refused() -> None:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/integration/test_molecule.py"]
-
-    def collect(chosen: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"MOLECULE": chosen}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-    done = collect("default nosuch")
-    assert done.returncode == 2
-    allowed = " ".join(sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")))
-    assert f"MOLECULE: found nosuch, allowed {allowed}\n" in done.stdout + done.stderr
-    assert "test_scenario[default]" in collect("default").stdout
