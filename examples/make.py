@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes the two example tarballs from variants.tsv: the same bytes every time, no reference genome needed.
+"""Make the two example tarballs from variants.tsv: the same content every time, without a reference genome.
 
-examples/make.py           writes the tarballs beside this script
-examples/make.py --check   exit 0 when the committed tarballs hold what this script makes, 1 when not
+examples/make.py           write the tarballs next to this script
+examples/make.py --check   exit with 0 if the committed tarballs match what this script makes, else with 1
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NORMAL = "demo-000002-normal"
 
 CHROMOSOMES = LENGTHS["grch38"]
 
-# Made-up segments: (chromosome, start, end, major copies, minor copies); the rest of the genome is 1 + 1. Each holds the
-# gene named; the genes' places are Ensembl's (GRCh38).
+# Invented segments: (chromosome, start, end, major copies, minor copies); the rest of the genome is 1 + 1. Each holds the
+# gene named in the comment; positions of genes are from Ensembl (GRCh38).
 SEGMENTS = [
     ("7", 54_900_001, 55_500_000, 6, 1),  # gain with EGFR (55,019,017-55,211,628)
     ("8", 127_000_001, 128_500_000, 8, 1),  # amplification with MYC (127,735,434-127,742,951)
@@ -87,17 +87,17 @@ class Variant:
 
     @property
     def rank(self) -> tuple[int, int, str]:
-        """Where the record stands in a sorted VCF."""
+        """The sort key of the record in a VCF."""
         return list(CHROMOSOMES).index(self.chrom.removeprefix("chr")), self.pos, self.alt
 
     def number(self, what: str, low: int, high: int) -> int:
-        """A made-up number between `low` and `high` that is always the same for this variant."""
+        """Return an invented number between `low` and `high` that is always the same for this variant."""
         digest = hashlib.sha256(f"{what} {self.chrom} {self.pos} {self.alt}".encode()).digest()
         return low + int.from_bytes(digest[:4]) % (high - low + 1)
 
 
 def variants(sample: str) -> list[Variant]:
-    """The sample's variants in the order of a VCF."""
+    """Return the sample's variants in the order of a VCF."""
     with (HERE / "variants.tsv").open(encoding="utf-8", newline="") as lines:
         found = [
             Variant(row["gene"], row["chrom"], int(row["pos"]), row["ref"], row["alt"], row["rsid"] or ".")
@@ -108,7 +108,7 @@ def variants(sample: str) -> list[Variant]:
 
 
 def vcf(sample: str) -> Iterator[str]:
-    """The lines of the sample's VCF, without line ends."""
+    """Yield the lines of the sample's VCF, without line ends."""
     somatic = sample == SOMATIC
     yield "##fileformat=VCFv4.2"
     yield "##source=umccr.pcgr examples/make.py: public variants put together, no patient"
@@ -130,11 +130,11 @@ def vcf(sample: str) -> Iterator[str]:
 
 
 def copy_numbers() -> Iterator[str]:
-    """The lines of the CNA table: SEGMENTS, and 1 + 1 copies between them."""
+    """Yield the lines of the CNA table: SEGMENTS, and 1 + 1 copies between them."""
     yield "\t".join(["Chromosome", "Start", "End", "nMajor", "nMinor"])
     for chromosome, length in CHROMOSOMES.items():
         start = 1
-        for _, first, last, major, minor in (segment for segment in SEGMENTS if segment[0] == chromosome):
+        for _unused, first, last, major, minor in (segment for segment in SEGMENTS if segment[0] == chromosome):
             if start < first:
                 yield f"{chromosome}\t{start}\t{first - 1}\t1\t1"
             yield f"{chromosome}\t{first}\t{last}\t{major}\t{minor}"
@@ -143,11 +143,12 @@ def copy_numbers() -> Iterator[str]:
 
 
 def text(lines: Iterator[str]) -> bytes:
+    """Join lines to the content of a file."""
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 def indexed(sample: str) -> dict[str, bytes]:
-    """The sample's VCF as BGZF with its tabix index, by file name."""
+    """Return the sample's VCF as BGZF and its tabix index, file name -> content."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{sample}.vcf"
         plain.write_bytes(text(vcf(sample)))
@@ -158,7 +159,7 @@ def indexed(sample: str) -> dict[str, bytes]:
 
 
 def contents(sample: str) -> dict[str, bytes]:
-    """The tarball's members by name."""
+    """Return the members of the tarball, file name -> content."""
     files = indexed(sample)
     if sample == SOMATIC:
         files[f"{sample}.cna.tsv"] = text(copy_numbers())
@@ -167,7 +168,7 @@ def contents(sample: str) -> dict[str, bytes]:
 
 
 def pack(files: dict[str, bytes]) -> bytes:
-    """A tar with no owners and no times."""
+    """Return a tar without owners and times."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in sorted(files.items()):
@@ -178,7 +179,7 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 
 def differs(path: Path, made: bytes) -> str | None:
-    """Why the tarball at `path` is not `made` (compared uncompressed: gzip's bytes vary between zlib builds), or None."""
+    """Return why the tarball at `path` differs from `made`, or None. Compares uncompressed: gzip differs between zlib builds."""
     try:
         return None if gzip.decompress(path.read_bytes()) == made else "is not what make.py makes"
     except FileNotFoundError:
@@ -188,10 +189,10 @@ def differs(path: Path, made: bytes) -> str | None:
 
 
 def main() -> int:
-    """Entry point; returns the exit code."""
+    """Write or check the tarballs; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the tarballs (default: beside this script)")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the tarballs (default: next to this script)")
     arguments = parser.parse_args()
     wrong = 0
     for sample in (SOMATIC, NORMAL):

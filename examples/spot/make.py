@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the spot example: prices, on-demand prices and interruption classes as AWS gives them, all of them invented.
+"""Make the spot example: invented prices, on-demand prices and interruption classes in the formats of AWS.
 
-`make.py` writes the files beside itself; `make.py --check` verifies that they are what it makes.
+`make.py` writes the files next to itself; `make.py --check` verifies that they match what it makes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TYPES = {
 
 
 def files() -> dict[str, object]:
-    """Return the content of each file."""
+    """Return the content of each file by its name."""
     dice = random.Random(1)  # noqa: S311  (an example, no secret)
     prices = []
     for kind, (demand, *_) in TYPES.items():
@@ -55,9 +55,9 @@ def files() -> dict[str, object]:
 
 
 def main() -> int:
-    """Write or check the files; returns the exit code."""
+    """Write or check the files; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 when a file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file differs")
     arguments = parser.parse_args()
     code = 0
     for name, content in files().items():

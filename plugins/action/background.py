@@ -109,7 +109,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
                     "msg": f"no progress for {STALLED_SECONDS // 60} minutes; the next run goes on from there",
                 }
         asked = {"jid": job["ansible_job_id"], "_async_dir": self.get_shell_option("async_dir", "~/.ansible_async")}
-        result, _ = (
+        result, _unused = (
             self._execute_module("ansible.builtin.async_status", asked | {"mode": mode}, task_vars=task_vars)
             for mode in ("status", "cleanup")
         )

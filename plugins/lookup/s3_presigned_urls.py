@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Lookup plugin: signed addresses of files in an S3 bucket."""
+"""Lookup plugin: presigned URLs of files in an S3 bucket."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: s3_presigned_urls
-short_description: Sign the addresses of files in an S3 bucket
+short_description: Presign URLs of files in an S3 bucket
 version_added: "1.0.0"
 description:
-  - Machines that fetch from an C(s3://) mirror need no credentials of their own and no S3 client, they get an C(https) address with a signature for each file.
+  - Presigns an C(https) URL for each file, so that hosts which download from an C(s3://) mirror need neither credentials nor an S3 client.
   - The signatures are made on the controller, with the credentials that boto3 finds there (and C(AWS_ENDPOINT_URL), for other stores than AWS's).
-    They last seven days, or until temporary credentials end. Without any credentials the addresses are those of a public bucket.
+    They are valid for seven days, or until temporary credentials expire. Without credentials the URLs are unsigned, as a public bucket accepts them.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 options:
   _terms:
-    description: Folder, such as V(s3://bucket/pcgr). Of anything but C(s3://), nothing is signed and the answer is empty.
+    description: Folder, such as V(s3://bucket/pcgr). For anything but C(s3://) the answer is empty.
     type: list
     elements: str
     required: true
@@ -28,7 +28,7 @@ requirements:
 """
 
 EXAMPLES = r"""
-- name: Bring the data from a bucket
+- name: Install the reference data from a bucket
   umccr.pcgr.databundle:
     mirror_url: s3://my-mirror/pcgr
     signed: "{{ lookup('umccr.pcgr.s3_presigned_urls', 's3://my-mirror/pcgr', files=['SHA256SUMS', 'pcgr_ref_data.20260620.grch38.tgz']) }}"
@@ -39,7 +39,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: Signed address by C(s3://) address.
+  description: Presigned URL by C(s3://) URL.
   type: list
   elements: dict
 """
@@ -64,7 +64,7 @@ NOT_FOUND = "404"
 
 
 def sign(folder: str, files: list[str]) -> dict[str, str]:
-    """Signed address by `s3://` address of each of `files` in `folder`; raises AnsibleError."""
+    """Presigned URL by `s3://` URL of each of `files` in `folder`; raises AnsibleError."""
     if not folder.startswith("s3://"):
         return {}
     if boto3 is None:
@@ -87,7 +87,7 @@ def sign(folder: str, files: list[str]) -> dict[str, str]:
 
 
 def region_of(client: Any, bucket: str) -> str | None:
-    """The bucket's region: a signature made for another one is refused. S3 tells it to anyone who asks for the bucket, with every answer."""
+    """The region of a bucket, for which its URLs must be signed. S3 names it in every answer about the bucket, refusals included."""
     try:
         answer = client.head_bucket(Bucket=bucket)
     except ClientError as error:

@@ -1,18 +1,18 @@
 # -*- coding: utf-8 -*-
 # Copyright: University of Melbourne Centre for Cancer Research
 # MIT License (see LICENSE or https://opensource.org/license/mit)
-"""Lookup plugin: which spot pools to launch from, and why."""
+"""Lookup plugin: chooses spot pools to launch from."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: spot
 author: University of Melbourne Centre for Cancer Research (@umccr)
-short_description: Which spot pools to launch from, and why
+short_description: Choose spot pools to launch from
 version_added: "1.0.0"
 description:
-  - Ranks spot pools by odds of finishing a sample and by its cost, and picks a diversified set for an EC2 Fleet, as C(scripts/spot_price) does.
-  - Everything that it rests on may be missing except prices; the answer says what it rests on.
+  - Ranks spot pools by the odds of finishing a sample and by its cost, and picks a diversified set for an EC2 Fleet. The command C(pcgr-spot) does the same.
+  - Only prices are required. The answer names the evidence it rests on.
 options:
   _terms:
     description: Instance types. Without any, all types that have O(vcpus), O(memory_gib) and O(disk_gb).
@@ -20,9 +20,9 @@ options:
     elements: str
   regions: {description: AWS regions to look in., type: list, elements: str, default: []}
   product: {description: Product description., type: str, default: Linux/UNIX}
-  vcpus: {description: Least number of vCPUs of a type., type: int, default: 0}
-  memory_gib: {description: Least memory of a type., type: float, default: 0}
-  disk_gb: {description: Least local disk of a type., type: float, default: 0}
+  vcpus: {description: Minimum number of vCPUs., type: int, default: 0}
+  memory_gib: {description: Minimum memory in GiB., type: float, default: 0}
+  disk_gb: {description: Minimum local disk in GB., type: float, default: 0}
   history:
     description: Files of prices, in the form of C(aws ec2 describe-spot-price-history). Without any, AWS is asked.
     type: list
@@ -35,17 +35,17 @@ options:
   log: {description: Our own log of launches and interruptions; it may not exist yet., type: path}
   profile: {description: Profile of the AWS configuration., type: str}
   sample_hours: {description: Hours that a sample takes. Unset, as in the log; else one., type: float}
-  name: {description: Name of the machine in the log., type: str, default: pcgr}
-  losses: {description: Interruptions in a row within a day after which a machine is launched on demand., type: int, default: 2}
-  budget_usd: {description: "US dollars that on-demand machines of this name may cost in 30 days; 0: never on demand.", type: float, default: 0}
-  budget_hours: {description: Hours that an on-demand machine is counted with before it is launched., type: float, default: 24}
+  name: {description: Name of the instance in the log., type: str, default: pcgr}
+  losses: {description: Interruptions in a row within a day after which an instance is launched on demand., type: int, default: 2}
+  budget_usd: {description: "US dollars that on-demand instances of this name may cost in 30 days; 0: never on demand.", type: float, default: 0}
+  budget_hours: {description: Hours for which the cost of an on-demand instance is budgeted before it is launched., type: float, default: 24}
   now: {description: "Moment of evaluation, ISO 8601. Unset, now.", type: str}
 requirements:
   - numpy
   - msgspec
   - boto3 (unless O(history) is given)
 notes:
-  - What cannot be chosen is an error of one line.
+  - If no choice is possible, the lookup fails with one line that says why.
 """
 
 EXAMPLES = r"""
@@ -79,7 +79,7 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import advice as spot
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Request
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import plain_product
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError, parse_time
 
@@ -93,7 +93,7 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no t
         """Return the choice as one mapping; ``AnsibleError`` of one line when there is none."""
         self.set_options(var_options=variables, direct=kwargs)
         get = self.get_option
-        wish = Wish(
+        request = Request(
             types=tuple(map(str, terms)),
             regions=tuple(get("regions")),
             product=plain_product(get("product")),
@@ -106,7 +106,7 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # ansible-core ships no t
         budget = spot.Budget(get("name"), get("losses"), get("budget_usd"), get("budget_hours"))
         try:
             now = parse_time(get("now")) if get("now") else time.time()
-            choice, found = spot.decide(inputs, wish, now)
+            choice, found = spot.decide(inputs, request, now)
             market = spot.market(choice, found.evidence, budget, now)
         except ValueError as error:
             raise AnsibleError(str(error) if isinstance(error, SpotError) else f"now: {error}") from error

@@ -62,7 +62,7 @@ class Progress:
         self._writer.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_unused: object) -> None:
         self._ended.set()
         self._writer.join()
         with suppress(OSError):

@@ -1,60 +1,58 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: MIT
-"""Tell which resources of an AWS account carry this collection's tag."""
+"""Report which AWS resources carry our tag."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: aws_owned_info
-short_description: Tell which resources of an AWS account carry this collection's tag
+short_description: Report which AWS resources carry our tag
 version_added: 1.0.0
 description:
-  - Looks at the named bucket, queues, role, instance profile, key pair and security group, and at all instances, and tells of each whether it
-    exists and carries the tag C(umccr.pcgr) with the wanted value.
-  - Roles refuse to take over what exists without the tag, and teardown removes only what carries it.
+  - Reports of the named bucket, queues, role, instance profile, key pair and security group whether each exists and carries the tag
+    C(umccr.pcgr) with the value O(name), and lists the instances that carry it.
+  - Roles refuse to take over resources that exist without the tag, and teardown removes only those that carry it.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full, description: Changes nothing.}
   diff_mode: {support: none, description: Shows a difference.}
 options:
-  name:
-    description: Wanted value of the tag.
-    type: str
-    required: true
   bucket:
-    description: Bucket to look at. Unset, the name is made from account and region, C(pcgr-<account>-<region>).
+    description: Bucket to examine. Unset, C(pcgr-<account>-<region>).
     type: str
   queues:
-    description: Queues to look at.
+    description: Queues to examine.
     type: list
     elements: str
     default: []
   role:
-    description: Role to look at.
+    description: Role to examine.
     type: str
   instance_profile:
-    description: Instance profile to look at.
+    description: Instance profile to examine.
     type: str
   key_name:
-    description: Key pair to look at.
+    description: Key pair to examine.
     type: str
   security_group:
-    description: Name of the security group to look at, in one network only.
+    description: Name of the security group to examine, in one network only.
     type: str
   subnet:
-    description: Subnet whose network (VPC) the security group is looked for in.
+    description: Subnet in whose network (VPC) the security group is looked up.
     type: str
   vpc:
-    description: Network (VPC) that the security group is looked for in. Unset, that of O(subnet), else the default one.
+    description: Network (VPC) in which the security group is looked up. Unset, that of O(subnet), else the default one.
     type: str
 extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - umccr.pcgr.aws
+  - umccr.pcgr.aws.tagged
 """
 
 EXAMPLES = r"""
-- name: Look at what belongs to us
+- name: Find our resources
   umccr.pcgr.aws_owned_info:
     name: pcgr
     queues: [pcgr, pcgr-dead]
@@ -62,6 +60,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+tags: {description: Tag of our resources as a mapping of key and value., type: dict, returned: always}
 account: {description: Number of the account., type: str, returned: always}
 partition: {description: "First part of ARNs, such as V(aws).", type: str, returned: always}
 bucket: {description: Name of the bucket., type: str, returned: always}
@@ -69,7 +68,7 @@ resources:
   description: By kind and name, C(exists), C(ours); for the bucket also C(empty), for others C(id) where there is one.
   type: dict
   returned: always
-vpc: {description: "Network that the security group was looked for in; null when there is none.", type: str, returned: always}
+vpc: {description: "Network in which the security group was looked up; null when there is none.", type: str, returned: always}
 default_vpc: {description: "Default network of the region; null when there is none.", type: str, returned: always}
 our_security_groups:
   description: Ids of all security groups of that name, in any network, that carry the tag with the wanted value.
@@ -77,7 +76,7 @@ our_security_groups:
   elements: str
   returned: always
 foreign: {description: "Resources that exist without the tag, one text each.", type: list, elements: str, returned: always}
-instances: {description: "Our instances that have not ended, with C(id) and C(state).", type: list, elements: dict, returned: always}
+instances: {description: "Our instances that are not terminated, with C(id) and C(state).", type: list, elements: dict, returned: always}
 """
 
 from typing import Any
@@ -85,16 +84,22 @@ from typing import Any
 try:
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
-    ClientError = BotoCoreError = OSError  # type: ignore[assignment,misc]  # AnsibleAWSModule tells what is missing
+    ClientError = BotoCoreError = OSError  # type: ignore[assignment,misc]  # AnsibleAWSModule reports what is missing
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.umccr.pcgr.plugins.module_utils._aws_client import (
+    TAG,
+    TAGGED_ARGUMENTS,
+    resource_tags,
+    retrying,
+    tag_filter,
+)
 
-TAG = "umccr.pcgr"
 NOT_THERE = {"exists": False, "ours": False}
 
 
 class NetworkError(Exception):
-    """The network that is asked for cannot be; the text is one line."""
+    """The requested network does not exist or is not that of the subnet; the text is one line."""
 
 
 def tag_of(tags: list[dict[str, str]] | None) -> str | None:
@@ -103,7 +108,7 @@ def tag_of(tags: list[dict[str, str]] | None) -> str | None:
 
 
 def absent(error: Any, *codes: str) -> bool:
-    """True when a ClientError says that the thing does not exist."""
+    """True when a ClientError means that the resource does not exist."""
     return error.response["Error"]["Code"] in codes
 
 
@@ -170,7 +175,7 @@ def profile_state(iam: Any, name: str, wanted: str) -> dict[str, Any]:
 
 
 def network(ec2: Any, subnet: str | None, vpc: str | None) -> str | None:
-    """The network (VPC) that a machine would be in; None when none is named and there is no default one. Raises NetworkError."""
+    """The network (VPC) that an instance would be in; None when none is named and there is no default one. Raises NetworkError."""
     if subnet:
         try:
             found = str(ec2.describe_subnets(SubnetIds=[subnet])["Subnets"][0]["VpcId"])
@@ -207,34 +212,34 @@ def group_state(found: list[dict[str, Any]], vpc: str | None, wanted: str) -> di
 
 
 def instances(ec2: Any, wanted: str) -> list[dict[str, str]]:
-    """Our instances that have not ended."""
+    """Our instances that are not terminated."""
     filters = [
-        {"Name": f"tag:{TAG}", "Values": [wanted]},
+        tag_filter(wanted),
         {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped", "shutting-down"]},
     ]
     pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
     return [
-        {"id": machine["InstanceId"], "state": machine["State"]["Name"]}
+        {"id": instance["InstanceId"], "state": instance["State"]["Name"]}
         for page in pages
         for reservation in page["Reservations"]
-        for machine in reservation["Instances"]
+        for instance in reservation["Instances"]
     ]
 
 
-def look(module: AnsibleAWSModule) -> dict[str, Any]:
-    """Everything the module returns."""
+def examine(module: AnsibleAWSModule) -> dict[str, Any]:
+    """Everything that the module returns."""
     params, wanted = module.params, module.params["name"]
-    identity = module.client("sts").get_caller_identity()
+    identity = retrying(module, "sts").get_caller_identity()
     account, partition = identity["Account"], identity["Arn"].split(":")[1]
     bucket = params["bucket"] or f"pcgr-{account}-{module.region}"
-    ec2, sqs = module.client("ec2"), module.client("sqs")
-    found: dict[str, dict[str, Any]] = {"bucket": {bucket: bucket_state(module.client("s3"), bucket, wanted)}}
+    ec2, sqs = retrying(module, "ec2"), retrying(module, "sqs")
+    found: dict[str, dict[str, Any]] = {"bucket": {bucket: bucket_state(retrying(module, "s3"), bucket, wanted)}}
     found["queue"] = {name: queue_state(sqs, name, wanted) for name in params["queues"]}
     if params["role"]:
-        found["role"] = {params["role"]: role_state(module.client("iam"), params["role"], wanted)}
+        found["role"] = {params["role"]: role_state(retrying(module, "iam"), params["role"], wanted)}
     if params["instance_profile"]:
         profile = params["instance_profile"]
-        found["instance profile"] = {profile: profile_state(module.client("iam"), profile, wanted)}
+        found["instance profile"] = {profile: profile_state(retrying(module, "iam"), profile, wanted)}
     if params["key_name"]:
         found["key pair"] = {params["key_name"]: key_state(ec2, params["key_name"], wanted)}
     vpc, ours = None, []
@@ -250,6 +255,7 @@ def look(module: AnsibleAWSModule) -> dict[str, Any]:
         if state["exists"] and not state["ours"]
     ]
     return {
+        "tags": resource_tags(wanted),
         "account": account,
         "partition": partition,
         "bucket": bucket,
@@ -265,8 +271,8 @@ def look(module: AnsibleAWSModule) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleAWSModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
+        argument_spec=TAGGED_ARGUMENTS
+        | {
             "bucket": {"type": "str"},
             "queues": {"type": "list", "elements": "str", "default": []},
             "role": {"type": "str"},
@@ -283,11 +289,11 @@ def main() -> None:
             msg="no region is set; set aws_region, AWS_REGION, AWS_DEFAULT_REGION or a region in the AWS profile"
         )
     try:
-        answer = look(module)
+        answer = examine(module)
     except NetworkError as error:
         module.fail_json(msg=str(error))
     except (BotoCoreError, ClientError) as error:
-        module.fail_json_aws(error, msg="looking at the account")
+        module.fail_json_aws(error, msg="examining the account")
     module.exit_json(changed=False, **answer)
 
 

@@ -15,7 +15,7 @@ description:
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full, description: Changes nothing.}
-  diff_mode: {support: none, description: Shows a difference.}
+  diff_mode: {support: none, description: Returns details of what changed.}
 options:
   settings:
     description: Settings by name, such as C(aws_ssh_cidr). Those left out are not checked.
@@ -25,6 +25,7 @@ extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - umccr.pcgr.aws
 """
 
 EXAMPLES = r"""
@@ -57,7 +58,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._aws import SettingErro
 
 
 def unknown_profile(profile: str | None) -> str | None:
-    """The profile that is asked for and does not exist; None if there is none such."""
+    """The requested profile if it does not exist, else None."""
     wanted = profile or os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
     return wanted if wanted and wanted not in Session().available_profiles else None
 

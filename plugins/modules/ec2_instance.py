@@ -1,70 +1,70 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: MIT
-"""Have one EC2 machine of a name, on demand or spot."""
+"""Manage one tagged EC2 instance."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ec2_instance
-short_description: Have one EC2 machine of a name, on demand or spot
+short_description: Manage one tagged EC2 instance
 version_added: 1.0.0
 description:
-  - "Launches an instance unless one with the tag C(umccr.pcgr: <name>) is there already; then that one is returned as it is."
-  - The machine terminates when it powers itself off, so it needs no right to end itself, and its metadata service asks for tokens (IMDSv2).
+  - "Launches an instance, on demand or spot, unless one with the tag C(umccr.pcgr: <name>) exists; then that one is returned unchanged, or started if it was stopped."
+  - The instance terminates when it powers itself off, so it needs no right to terminate itself. Its metadata service requires tokens (IMDSv2).
   - M(amazon.aws.ec2_instance) has no spot option, and M(amazon.aws.ec2_spot_instance) uses a request that AWS calls legacy.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full, description: Can run in check mode and report what would change.}
+  diff_mode: {support: none, description: Returns details of what changed.}
 options:
-  name: {description: Value of the tag, and the machine's name., type: str, required: true}
   state:
     description:
       - V(absent) terminates all instances with the tag.
-      - V(found) returns the instance if there is one, launches none, and brings O(log) up to date.
+      - V(found) returns the instance if it exists, launches none, and updates O(log).
     type: str
     choices: [present, absent, found]
     default: present
-  image: {description: Image to launch from., type: str}
+  image: {description: Machine image to launch from., type: str}
   instance_type: {description: Instance type., type: str}
-  spot: {description: "Launch as a spot instance that is never stopped or hibernated, at most at the on-demand price.", type: bool, default: false}
+  spot: {description: "Launch a spot instance that is never stopped or hibernated, at most at the on-demand price.", type: bool, default: false}
   pools:
     description:
-      - With O(spot), where the machine may come from. An EC2 Fleet takes it from the pool that has most room at a good price
-        (allocation strategy C(price-capacity-optimized)), and O(instance_type) is not used.
+      - With O(spot), the pools to launch from. An EC2 Fleet chooses the pool that has most capacity at a good price
+        (allocation strategy C(price-capacity-optimized)), and O(instance_type) is ignored.
     type: list
     elements: dict
     default: []
     suboptions:
       type: {description: Instance type., type: str, required: true}
-      zone: {description: Availability zone. Not used with O(subnet)., type: str, required: true}
-  fallback_type: {description: Instance type launched on demand when none of O(pools) has a machine. Unset, that is a failure., type: str}
+      zone: {description: Availability zone. Ignored with O(subnet)., type: str, required: true}
+  fallback_type: {description: Instance type to launch on demand when none of O(pools) has capacity. Unset, the module fails., type: str}
   log:
-    description: File on the controller that gets a line for each launch, interruption and end, one JSON object each. Unset, none is written.
+    description: File on the controller that records each launch, interruption and termination, one JSON object a line. Unset, nothing is recorded.
     type: path
   notes_bucket:
     description:
-      - Bucket with the notes of machines, in its folder C(machines/). O(log) gets a line for each reported sample and each interruption
-        in them that it has not yet.
+      - Bucket in whose folder C(machines/) the instances leave notes. Each reported sample and each interruption that O(log) lacks is added to it.
     type: str
   key_name: {description: Key pair., type: str}
   security_group_ids: {description: Security groups., type: list, elements: str, default: []}
   subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
   instance_profile: {description: Name of the instance profile., type: str}
-  volume_gb: {description: Size of the root volume. Needed for O(state=present)., type: int}
+  volume_gb: {description: Size of the root volume in GB. Required with O(state=present)., type: int}
   data_volume_gb:
-    description: Size of a second volume, which ends with the machine. Unset, there is one only with O(data_snapshot), of the snapshot's size.
+    description: Size in GB of a second volume, which is deleted with the instance. Unset, it exists only with O(data_snapshot) and has the size of the snapshot.
     type: int
-  data_snapshot: {description: Snapshot that the second volume is made from., type: str}
-  wait_seconds: {description: How long to wait for the machine to run and have an address., type: int, default: 300}
+  data_snapshot: {description: Snapshot to create the second volume from., type: str}
+  wait_seconds: {description: Seconds to wait until the instance runs and has an address., type: int, default: 300}
 extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - umccr.pcgr.aws
+  - umccr.pcgr.aws.tagged
 """
 
 EXAMPLES = r"""
-- name: Launch a spot machine
+- name: Launch a spot instance
   umccr.pcgr.ec2_instance:
     name: pcgr
     image: ami-0123456789abcdef0
@@ -74,8 +74,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-machine:
-  description: The machine; empty when there is none.
+instance:
+  description: The instance; empty when there is none.
   type: dict
   returned: always
   contains:
@@ -84,14 +84,15 @@ machine:
     type: {description: Instance type., type: str, returned: success}
     zone: {description: Availability zone., type: str, returned: success}
     spot: {description: Whether it is a spot instance., type: bool, returned: success}
-    image: {description: Image it was launched from., type: str, returned: success}
-    data_volume: {description: "Id of its second volume; null when it has none.", type: str, returned: success}
-fell_back: {description: Why the machine is on demand although spot was asked for; null when it is not., type: str, returned: always}
-usd_per_hour: {description: "Price of the machine in US dollars per hour, without disk; null when it cannot be found out.", type: float, returned: always}
-ended: {description: Ids of the instances that were terminated., type: list, elements: str, returned: always}
+    image: {description: Machine image it was launched from., type: str, returned: success}
+    data_volume: {description: "Id of the second volume; null when there is none.", type: str, returned: success}
+fallback_reason: {description: "Why the instance is on demand although spot was requested; null otherwise.", type: str, returned: always}
+usd_per_hour: {description: "Price of the instance in US dollars per hour, without volumes; null when it is unknown.", type: float, returned: always}
+terminated: {description: Ids of the instances that were terminated., type: list, elements: str, returned: always}
 """
 
 import time
+import uuid
 from datetime import datetime, timezone
 from typing import Any
 
@@ -99,9 +100,17 @@ try:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
-    pass  # AnsibleAWSModule tells
+    pass  # AnsibleAWSModule reports it
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.umccr.pcgr.plugins.module_utils._aws_client import (
+    TAG,
+    TAGGED_ARGUMENTS,
+    resource_tags,
+    retrying,
+    tag_filter,
+    tag_list,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import launch as spot_launch
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.price_list import (
@@ -110,29 +119,28 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._spot.price_list import
     price_filters,
 )
 
-TAG = "umccr.pcgr"
-# A name that every instance type takes; the machine's system names disks its own way.
+# Every instance type accepts this name; the operating system names its disks differently.
 DATA_DEVICE = "/dev/sdf"
-# Seconds for which a new instance profile may be unknown to EC2, which takes it over with a delay.
+# Seconds during which EC2 may not yet know a new instance profile.
 PROFILE_DELAY = 60
 
 
-class MachineError(Exception):
-    """The machine cannot be had; the text is one line."""
+class InstanceError(Exception):
+    """There is no such instance, or no single one; the text is one line."""
 
 
 def find(ec2: Any, name: str) -> list[dict[str, Any]]:
-    """Instances with the tag that have not ended and are not about to."""
+    """Instances with the tag that are neither terminated nor shutting down."""
     filters = [
-        {"Name": f"tag:{TAG}", "Values": [name]},
+        tag_filter(name),
         {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
     ]
     pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
-    return [machine for page in pages for group in page["Reservations"] for machine in group["Instances"]]
+    return [instance for page in pages for group in page["Reservations"] for instance in group["Instances"]]
 
 
 def root_device(ec2: Any, image: str) -> str:
-    """Device name of the image's root volume; raises MachineError when the image does not exist."""
+    """Device name of the image's root volume; raises InstanceError when the image does not exist."""
     try:
         found = ec2.describe_images(ImageIds=[image])["Images"]
     except ClientError as error:
@@ -140,13 +148,13 @@ def root_device(ec2: Any, image: str) -> str:
             raise
         found = []
     if not found:
-        raise MachineError(f"image {image} does not exist in this region, or this account may not use it")
+        raise InstanceError(f"image {image} does not exist in this region, or this account may not use it")
     return str(found[0].get("RootDeviceName") or "/dev/xvda")
 
 
 def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
     """The arguments of RunInstances."""
-    tags = [{"Key": TAG, "Value": params["name"]}, {"Key": "Name", "Value": params["name"]}]
+    tags = tag_list(resource_tags(params["name"]) | {"Name": params["name"]})
     common = {"DeleteOnTermination": True, "VolumeType": "gp3", "Encrypted": True}
     volumes = {root_device(ec2, params["image"]): common | {"VolumeSize": params["volume_gb"]}}
     data = {"VolumeSize": params["data_volume_gb"], "SnapshotId": params["data_snapshot"]}
@@ -158,7 +166,7 @@ def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
         "MinCount": 1,
         "MaxCount": 1,
         "InstanceInitiatedShutdownBehavior": "terminate",
-        # One hop: containers cannot reach the machine's credentials.
+        # One hop: containers cannot reach the instance's credentials.
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1, "HttpEndpoint": "enabled"},
         "BlockDeviceMappings": [{"DeviceName": device, "Ebs": volume} for device, volume in volumes.items()],
         "TagSpecifications": [{"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")],
@@ -178,14 +186,16 @@ def request(ec2: Any, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def launch(ec2: Any, params: dict[str, Any]) -> tuple[str, str | None]:
-    """Launch the machine; waits for a fresh instance profile to become known. Returns its id, and why it is not spot although asked."""
+    """Launch an instance; waits until EC2 knows a new instance profile. Returns its id, and why it is on demand although spot was requested."""
     arguments = request(ec2, params)
+    token = uuid.uuid4().hex  # with it, a repeated call launches no second instance
     end = time.monotonic() + PROFILE_DELAY
     while True:
         try:
             if params["spot"] and params["pools"]:
-                return spot_launch.fleet(ec2, arguments, params["pools"], {"Key": TAG, "Value": params["name"]}), None
-            return str(ec2.run_instances(**arguments)["Instances"][0]["InstanceId"]), None
+                (tag,) = tag_list(resource_tags(params["name"]))
+                return spot_launch.fleet(ec2, arguments, params["pools"], tag), None
+            return str(ec2.run_instances(**arguments, ClientToken=token)["Instances"][0]["InstanceId"]), None
         except (ClientError, spot_launch.NoCapacity) as error:
             if "iamInstanceProfile" not in str(error) or time.monotonic() > end:
                 if isinstance(error, ClientError) or not params["fallback_type"]:
@@ -196,138 +206,163 @@ def launch(ec2: Any, params: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def wait(ec2: Any, name: str, instance: str, seconds: int) -> dict[str, Any]:
-    """Wait until the machine runs and has an address; raises MachineError when it ends instead or time is up."""
+    """Wait until the instance runs and has an address; raises InstanceError when it terminates instead or time is up."""
     end = time.monotonic() + seconds
     while True:
-        found = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+        found = look_up(ec2, instance)
         state = found["State"]["Name"]
         if state == "running" and address(found):
-            return dict(found)
+            return found
         if state in ("shutting-down", "terminated"):
             reason = (
                 found.get("StateReason", {}).get("Message") or found.get("StateTransitionReason") or "no reason given"
             )
-            raise MachineError(f"machine {name} ({instance}) ended while it was starting: {reason}")
+            raise InstanceError(f"instance {name} ({instance}) terminated while it was starting: {reason}")
         if time.monotonic() > end:
-            raise MachineError(f"machine {name} ({instance}) is still {state} after {seconds} seconds")
+            raise InstanceError(f"instance {name} ({instance}) is still {state} after {seconds} seconds")
         time.sleep(1)
 
 
-def address(machine: dict[str, Any]) -> str:
+def look_up(ec2: Any, instance: str) -> dict[str, Any]:
+    """An instance as EC2 describes it; one that was just launched may be unknown there for a moment and is pending."""
+    try:
+        return dict(ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0])
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "InvalidInstanceID.NotFound":
+            raise
+        return {"State": {"Name": "pending"}}
+
+
+def address(instance: dict[str, Any]) -> str:
     """Public address, or the private one where there is no public one."""
-    return str(machine.get("PublicIpAddress") or machine.get("PrivateIpAddress") or "")
+    return str(instance.get("PublicIpAddress") or instance.get("PrivateIpAddress") or "")
 
 
-def describe(machine: dict[str, Any]) -> dict[str, Any]:
-    """The machine as the module returns it."""
+def describe(instance: dict[str, Any]) -> dict[str, Any]:
+    """The instance as the module returns it."""
     return {
-        "id": machine["InstanceId"],
-        "address": address(machine),
-        "type": machine["InstanceType"],
-        "zone": machine["Placement"]["AvailabilityZone"],
-        "spot": machine.get("InstanceLifecycle") == "spot",
-        "image": machine["ImageId"],
+        "id": instance["InstanceId"],
+        "address": address(instance),
+        "type": instance["InstanceType"],
+        "zone": instance["Placement"]["AvailabilityZone"],
+        "spot": instance.get("InstanceLifecycle") == "spot",
+        "image": instance["ImageId"],
         "data_volume": {
-            device["DeviceName"]: device["Ebs"]["VolumeId"] for device in machine.get("BlockDeviceMappings", [])
+            device["DeviceName"]: device["Ebs"]["VolumeId"] for device in instance.get("BlockDeviceMappings", [])
         }.get(DATA_DEVICE),
     }
 
 
-def price(module: AnsibleAWSModule, ec2: Any, machine: dict[str, Any]) -> float | None:
-    """US dollars per hour: the spot price now, or the price list's; None when AWS does not tell (a right is missing, a look-alike)."""
+def result(
+    *,
+    changed: bool,
+    instance: dict[str, Any] | None = None,
+    usd_per_hour: float | None = None,
+    terminated: list[str] | None = None,
+    fallback_reason: str | None = None,
+) -> dict[str, Any]:
+    """What the module returns, whatever the state."""
+    return {
+        "changed": changed,
+        "instance": instance or {},
+        "usd_per_hour": usd_per_hour,
+        "terminated": terminated or [],
+        "fallback_reason": fallback_reason,
+    }
+
+
+def price(module: AnsibleAWSModule, ec2: Any, instance: dict[str, Any]) -> float | None:
+    """US dollars per hour: the current spot price, or the price list's; None when AWS does not answer (a right is missing, a look-alike)."""
     try:
-        if machine["spot"]:
+        if instance["spot"]:
             history = ec2.describe_spot_price_history(
-                InstanceTypes=[machine["type"]],
-                AvailabilityZone=machine["zone"],
+                InstanceTypes=[instance["type"]],
+                AvailabilityZone=instance["zone"],
                 ProductDescriptions=["Linux/UNIX"],
                 StartTime=datetime.now(timezone.utc),
             )["SpotPriceHistory"]
             return float(history[0]["SpotPrice"]) if history else None
+        # Not retried: nobody waits for a price.
         quick = Config(connect_timeout=3, read_timeout=5, retries={"max_attempts": 1})
         pricing = module.client("pricing", region=PRICE_LIST_REGION, config=quick)
-        filters = price_filters(machine["type"], module.region)
+        filters = price_filters(instance["type"], module.region)
         products = pricing.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=1)["PriceList"]
         return listed_price(products[0]) or None
-    except Exception:  # a price is a courtesy: whatever is missing, the machine is there
+    except Exception:  # the price is for information only: whatever is missing, the instance runs
         return None
 
 
 def present(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
-    """Find or launch the machine; what the module returns."""
+    """Find or launch the instance; what the module returns."""
     params = module.params
     found = find(ec2, params["name"])
     if len(found) > 1:
-        raise MachineError(
-            f"{len(found)} machines are tagged {TAG}: {params['name']} ({', '.join(m['InstanceId'] for m in found)}); one is expected"
+        raise InstanceError(
+            f"name: found {len(found)} instances tagged {TAG}={params['name']} "
+            f"({', '.join(instance['InstanceId'] for instance in found)}), allowed one"
         )
-    stopped = [machine["InstanceId"] for machine in found if machine["State"]["Name"] in ("stopping", "stopped")]
+    stopped = [instance["InstanceId"] for instance in found if instance["State"]["Name"] in ("stopping", "stopped")]
     changed = not found or bool(stopped)
     if module.check_mode and changed:
-        return {"changed": True, "machine": {}, "usd_per_hour": None, "ended": [], "fell_back": None}
+        return result(changed=True)
     if stopped:
         if found[0]["State"]["Name"] == "stopping":
             ec2.get_waiter("instance_stopped").wait(InstanceIds=stopped)
         ec2.start_instances(InstanceIds=stopped)
-    instance, fell_back = (found[0]["InstanceId"], None) if found else launch(ec2, params)
-    machine = describe(wait(ec2, params["name"], instance, params["wait_seconds"]))
-    usd_per_hour = price(module, ec2, machine)
+    instance_id, fallback_reason = (found[0]["InstanceId"], None) if found else launch(ec2, params)
+    instance = describe(wait(ec2, params["name"], instance_id, params["wait_seconds"]))
+    usd_per_hour = price(module, ec2, instance)
     if params["log"] and not found:
-        spot_launch.launched(params["log"], machine, params["name"], usd_per_hour)
-    return {
-        "changed": changed,
-        "machine": machine,
-        "usd_per_hour": usd_per_hour,
-        "ended": [],
-        "fell_back": fell_back,
-    }
+        spot_launch.record_launch(params["log"], instance, params["name"], usd_per_hour)
+    return result(changed=changed, instance=instance, usd_per_hour=usd_per_hour, fallback_reason=fallback_reason)
 
 
 def look(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
-    """The machine if there is one; what the module returns."""
+    """The instance if there is one; what the module returns."""
     found = find(ec2, module.params["name"])
-    machine = describe(found[0]) if found else {}
-    return {"changed": False, "machine": machine, "usd_per_hour": None, "ended": [], "fell_back": None}
+    return result(changed=False, instance=describe(found[0]) if found else None)
 
 
-def settle(module: AnsibleAWSModule, ec2: Any) -> None:
-    """Bring the log up to date. The notes come first: a machine whose notice is among them is not looked up again."""
+def update_log(module: AnsibleAWSModule, ec2: Any) -> None:
+    """Bring the log up to date. The notes come first: an instance whose interruption is among them is not looked up again."""
     params = module.params
     if params["log"] and not module.check_mode:
         if params["notes_bucket"]:
-            for refusal in spot_launch.gather(module.client("s3"), params["notes_bucket"], params["log"]):
+            for refusal in spot_launch.collect_notes(retrying(module, "s3"), params["notes_bucket"], params["log"]):
                 module.warn(refusal)
-        spot_launch.settle(ec2, params["log"], params["name"])
+        spot_launch.reconcile(ec2, params["log"], params["name"])
 
 
 def absent(module: AnsibleAWSModule, ec2: Any) -> dict[str, Any]:
-    """Terminate every machine with the tag and wait until they have ended; what the module returns."""
-    ended = [machine["InstanceId"] for machine in find(ec2, module.params["name"])]
-    if ended and not module.check_mode:
-        ec2.terminate_instances(InstanceIds=ended)
-        wait_ended(ec2, ended, module.params["wait_seconds"])
-    settle(module, ec2)
-    return {"changed": bool(ended), "machine": {}, "usd_per_hour": None, "ended": ended, "fell_back": None}
+    """Terminate every instance with the tag and wait until they are; what the module returns."""
+    terminated = [instance["InstanceId"] for instance in find(ec2, module.params["name"])]
+    if terminated and not module.check_mode:
+        ec2.terminate_instances(InstanceIds=terminated)
+        wait_terminated(ec2, terminated, module.params["wait_seconds"])
+    update_log(module, ec2)
+    return result(changed=bool(terminated), terminated=terminated)
 
 
-def wait_ended(ec2: Any, instances: list[str], seconds: int) -> None:
-    """Wait until the instances have ended; raises MachineError when time is up."""
+def wait_terminated(ec2: Any, instances: list[str], seconds: int) -> None:
+    """Wait until the instances are terminated; raises InstanceError when time is up."""
     end = time.monotonic() + seconds
     while True:
         groups = ec2.describe_instances(InstanceIds=instances)["Reservations"]
-        left = [m["InstanceId"] for group in groups for m in group["Instances"] if m["State"]["Name"] != "terminated"]
+        left = [
+            one["InstanceId"] for group in groups for one in group["Instances"] if one["State"]["Name"] != "terminated"
+        ]
         if not left:
             return
         if time.monotonic() > end:
-            raise MachineError(f"not ended after {seconds} seconds: {', '.join(left)}")
+            raise InstanceError(f"not terminated after {seconds} seconds: {', '.join(left)}")
         time.sleep(1)
 
 
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleAWSModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
+        argument_spec=TAGGED_ARGUMENTS
+        | {
             "state": {"type": "str", "choices": ["present", "absent", "found"], "default": "present"},
             "image": {"type": "str"},
             "instance_type": {"type": "str"},
@@ -353,14 +388,14 @@ def main() -> None:
         required_if=[("state", "present", ["image", "instance_type", "volume_gb"])],
         supports_check_mode=True,
     )
-    ec2 = module.client("ec2")
+    ec2 = retrying(module, "ec2")
     try:
-        settle(module, ec2)
+        update_log(module, ec2)
         answer = {"present": present, "absent": absent, "found": look}[module.params["state"]](module, ec2)
-    except (MachineError, SpotError, spot_launch.NoCapacity) as error:
+    except (InstanceError, SpotError, spot_launch.NoCapacity) as error:
         module.fail_json(msg=str(error))
     except (BotoCoreError, ClientError) as error:
-        module.fail_json_aws(error, msg=f"machine {module.params['name']}")
+        module.fail_json_aws(error, msg=f"instance {module.params['name']}")
     module.exit_json(**answer)
 
 

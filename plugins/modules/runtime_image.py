@@ -212,7 +212,7 @@ class Docker:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             for line in process.stdout or ():
                 last = line.strip() or last
-                layer, _, state = last.partition(": ")
+                layer, _unused, state = last.partition(": ")
                 if re.fullmatch("[0-9a-f]{12}", layer):
                     layers[layer] = state in LAYER_DONE
                     progress.size, progress.done = len(layers), sum(layers.values())
@@ -255,7 +255,7 @@ def pinned(reference: str, digest: str | None) -> str:
 def layers_bytes(params: dict[str, Any]) -> int | None:
     """Bytes of the image's layers as its registry sends them, or None where it does not tell without an account."""
     registry, rest = split(mirrored(params["reference"], params["registry_mirror"]))
-    repository, _, tag = rest.partition(":")
+    repository, _unused, tag = rest.partition(":")
     plain = "http://" if str(params["registry_mirror"]).startswith("http://") else ""
     if not registry and "/" not in repository:
         repository = f"library/{repository}"

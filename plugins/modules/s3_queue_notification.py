@@ -1,34 +1,35 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: MIT
-"""Have a bucket tell a queue about new objects."""
+"""Send S3 event notifications to an SQS queue."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: s3_queue_notification
-short_description: Have a bucket tell a queue about new objects
+short_description: Send S3 event notifications to an SQS queue
 version_added: 1.0.0
 description:
-  - Sets, in one call, a notification per suffix for objects created in a bucket. Notifications of others on the bucket are kept.
-  - M(community.aws.s3_bucket_notification) sets one suffix per run, and writes names of filter rules that look-alikes of S3 refuse.
+  - Configures, in one call, a notification per suffix for objects created in a bucket. Other notifications of the bucket are kept.
+  - M(community.aws.s3_bucket_notification) configures one suffix per run, and writes names of filter rules that look-alikes of S3 refuse.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full, description: Can run in check mode and report what would change.}
+  diff_mode: {support: full, description: "Returns our notifications before and after the change."}
 options:
   bucket: {description: Name of the bucket., type: str, required: true}
-  queue_arn: {description: ARN of the queue. Needed for O(state=present)., type: str}
-  suffixes: {description: Ends of object names. Needed for O(state=present)., type: list, elements: str, default: []}
-  id_prefix: {description: Start of the ids of our notifications; all others are kept., type: str, default: umccr-pcgr}
+  queue_arn: {description: ARN of the queue. Required with O(state=present)., type: str}
+  suffixes: {description: Suffixes of object names. Required with O(state=present)., type: list, elements: str, default: []}
+  id_prefix: {description: Prefix of the ids of our notifications; all others are kept., type: str, default: umccr-pcgr}
   state: {description: V(absent) removes our notifications., type: str, choices: [present, absent], default: present}
 extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - umccr.pcgr.aws
 """
 
 EXAMPLES = r"""
-- name: Tell a queue about samples
+- name: Send notifications about samples to a queue
   umccr.pcgr.s3_queue_notification:
     bucket: example
     queue_arn: arn:aws:sqs:ap-southeast-2:123456789012:pcgr
@@ -46,9 +47,10 @@ from typing import Any
 try:
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
-    ClientError = BotoCoreError = OSError  # type: ignore[assignment,misc]  # AnsibleAWSModule tells what is missing
+    ClientError = BotoCoreError = OSError  # type: ignore[assignment,misc]  # AnsibleAWSModule reports what is missing
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.umccr.pcgr.plugins.module_utils._aws_client import retrying
 
 EVENTS = ["s3:ObjectCreated:*"]
 
@@ -70,12 +72,17 @@ def wanted(params: dict[str, Any]) -> list[dict[str, Any]]:
 
 def comparable(notifications: list[dict[str, Any]]) -> list[str]:
     """The notifications in a form that is equal when they mean the same; S3 answers with capitals and empty prefixes."""
-    texts = []
+    return sorted(json.dumps(item, sort_keys=True) for item in readable(notifications).items())
+
+
+def readable(notifications: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By id, the queue, the events and the filter of each notification, as a person compares them."""
+    found = {}
     for item in notifications:
         rules = item.get("Filter", {}).get("Key", {}).get("FilterRules", [])
-        kept = sorted([rule["Name"].lower(), rule["Value"]] for rule in rules if rule.get("Value"))
-        texts.append(json.dumps([item.get("Id"), item["QueueArn"], sorted(item["Events"]), kept]))
-    return sorted(texts)
+        kept = {rule["Name"].lower(): rule["Value"] for rule in rules if rule.get("Value")}
+        found[item.get("Id", "")] = {"queue": item["QueueArn"], "events": sorted(item["Events"]), "filter": kept}
+    return found
 
 
 def main() -> None:
@@ -91,7 +98,7 @@ def main() -> None:
         required_if=[("state", "present", ["queue_arn", "suffixes"])],
         supports_check_mode=True,
     )
-    params, s3 = module.params, module.client("s3")
+    params, s3 = module.params, retrying(module, "s3")
     try:
         answer = s3.get_bucket_notification_configuration(Bucket=params["bucket"])
         answer.pop("ResponseMetadata", None)
@@ -104,7 +111,10 @@ def main() -> None:
             s3.put_bucket_notification_configuration(Bucket=params["bucket"], NotificationConfiguration=answer)
     except (BotoCoreError, ClientError) as error:
         module.fail_json_aws(error, msg=f"notifications of bucket {params['bucket']}")
-    module.exit_json(changed=changed, notifications=[item["Id"] for item in target])
+    result = {"changed": changed, "notifications": [item["Id"] for item in target]}
+    if module._diff:
+        result["diff"] = {"before": readable(ours), "after": readable(target)}
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

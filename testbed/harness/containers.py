@@ -1,7 +1,7 @@
-"""Container images of plain systems with systemd, as stand-ins for machines: `containers.py debian-12 ...` prints their names.
+"""Container images of plain systems with systemd, as test hosts: `python -m harness.containers debian-12 ...` prints names.
 
-Trees by mmdebstrap, cached, and imported into the docker daemon that DOCKER_HOST names: no registry is needed, and they are as
-bare as an image of a machine is, with a Python but nothing of what the roles bring.
+mmdebstrap builds the file trees, which are cached and imported into the docker daemon that DOCKER_HOST names, so no
+registry is needed. They are as bare as a machine image: they have Python, but nothing that the roles install.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import region as harness
+from harness.images import CACHE, prepare_mirror
+from harness.process import ROOT
 from localcloud import buildlock, hostapt
 
-# System, as os-release names it -> suite of its archive.
+# System, named as in os-release -> suite of its package archive.
 SUITES = {"debian-12": "bookworm", "debian-13": "trixie", "ubuntu-22.04": "jammy", "ubuntu-24.04": "noble"}
-# What the systems' own cloud images have too. sudo is not here: in a container one is root.
+# Packages that the systems' cloud images have too, without sudo: tasks in a container run as root.
 PACKAGES = ("ca-certificates", "dbus", "iproute2", "procps", "python3", "python3-apt", "systemd-sysv", "tzdata")
 UBUNTU, UBUNTU_SUITES = "http://archive.ubuntu.com/ubuntu", ("jammy", "noble")
 UBUNTU_KEYS = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 
 
 def sources(suite: str) -> dict[str, str]:
-    """File name -> text of apt's sources: this host's, turned to the suite; empty where mmdebstrap's own will do."""
+    """Return apt's sources for a suite, file name -> text, derived from the host's; empty if mmdebstrap's defaults suffice."""
     if suite in UBUNTU_SUITES:
         pockets = " ".join([suite, f"{suite}-updates", f"{suite}-security"])
         stanza = f"Types: deb\nURIs: {UBUNTU}\nSuites: {pockets}\nComponents: main universe\nSigned-By: {UBUNTU_KEYS}\n"
@@ -35,16 +36,16 @@ def sources(suite: str) -> dict[str, str]:
 
 
 def tree(system: str) -> Path:
-    """The system's files as a tar, made when its recipe has changed."""
+    """Return a tar of the system's files, built if its recipe has changed."""
     suite = SUITES[system]
     lists, options, authorities = sources(suite), hostapt.read().options, hostapt.certificate_authorities()
     packages = (*PACKAGES, "apt", "ubuntu-keyring") if suite in UBUNTU_SUITES else PACKAGES
     recipe = json.dumps([packages, suite, lists, options, {n: t.decode("latin-1") for n, t in authorities.items()}])
-    target = harness.CACHE / f"container-{system}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.tar"
-    harness.CACHE.mkdir(parents=True, exist_ok=True)
-    with buildlock.held(harness.CACHE / f".container-{system}.lock", say, f"the image of {system}"):
+    target = CACHE / f"container-{system}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.tar"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with buildlock.exclusive_lock(CACHE / f".container-{system}.lock", report, f"the image of {system}"):
         if not target.exists():
-            say(f"packages of {system}")
+            report(f"packages of {system}")
             with tempfile.TemporaryDirectory() as folder:
                 for name, text in lists.items():
                     Path(folder, name).write_text(text)
@@ -63,22 +64,23 @@ def tree(system: str) -> Path:
 
 
 def image(system: str) -> str:
-    """Name of the system's image; docker has it afterwards."""
+    """Import the system's image into docker if it is missing; return its name."""
     archive = tree(system)
     name = f"umccr/pcgr-test:{archive.stem.removeprefix('container-')}"
     known = subprocess.run(["docker", "image", "inspect", name], capture_output=True, check=False)
     if known.returncode:
-        say(f"importing {name}")
+        report(f"importing {name}")
         subprocess.run(["docker", "import", str(archive), name], check=True, stdout=subprocess.DEVNULL)
     return name
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
+    """Print a line of progress to stderr."""
     print(f"containers: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    os.chdir(harness.ROOT)
-    harness.prepare_mirror(harness.CACHE / "mirror.log", say)
+    os.chdir(ROOT)
+    prepare_mirror(CACHE / "mirror.log", report)
     for wanted in sys.argv[1:]:
         print(image(wanted))

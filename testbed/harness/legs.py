@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.region import ROOT
+from harness.process import ROOT
 
 LOGS = ROOT / ".cache/tests"
 STOP_SECONDS = 180.0  # what a leg may take to end its instances when the run is interrupted

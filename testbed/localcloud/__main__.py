@@ -24,7 +24,7 @@ from localcloud import clients, lifecycle
 from localcloud.image import build_base_image
 from localcloud.settings import NOTICE_SECONDS, SSH_PORT, SettingError, Settings, load
 
-START_SECONDS = 180.0  # the API answers about 3 s after the start on an idle machine, the imports being most of it
+START_SECONDS = 180.0  # on an idle host the API answers after about 3 s, most of them spent on imports
 END_SECONDS = 30.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SI_KERNEL = 0x80  # si_code of a signal that no process sent, such as Ctrl-C (sigaction(2))
@@ -36,15 +36,15 @@ PROGRAMS = {
 }
 
 
-DOWN = "python -m localcloud down"
+DOWN_COMMAND = "python -m localcloud down"
 
 
-class Failure(Exception):
-    """What the user is told, in one line."""
+class CommandError(Exception):
+    """A command failed; the text is one line for the user."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports wrong usage in one line."""
+    """A parser that reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
@@ -52,13 +52,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 1 failed, 2 wrong usage, 128 and the signal's number if one ended it."""
+    """Run one command; return the exit code: 1 failed, 2 wrong usage, 128 plus the number of the signal that ended it."""
     _restore_signals()
     options = _parser().parse_args(arguments)
     try:
         settings = load()
         return int(options.action(settings, options) or 0)
-    except (Failure, SettingError, OSError) as error:
+    except (CommandError, SettingError, OSError) as error:
         print(f"localcloud: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _restore_signals() -> None:
-    """React to signals even if whoever started this process ignores or blocks them, as shells do for background jobs."""
+    """React to signals even if the parent process ignores or blocks them, as shells do for background jobs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit codes of children away
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the exit codes of children are lost
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
@@ -95,12 +95,12 @@ def _parser() -> argparse.ArgumentParser:
             "--port", type=_port, help=f"port of the API (default: {lifecycle.PORT}, or any free one; 0: any)"
         )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
-    command("down", _down, "end the region, its instances and all they hold")
+    command("down", _down, "end the region and its instances, and remove their data")
     command("status", _status, "show the instances")
-    command("env", _env, "print the shell lines that lead clients to the region and keep them from AWS")
-    interrupt = command("interrupt", _interrupt, "announce the interruption of a spot instance and end it in time")
+    command("env", _env, "print shell commands that direct clients to the region and keep them away from AWS")
+    interrupt = command("interrupt", _interrupt, "announce the interruption of a spot instance, then terminate it")
     interrupt.add_argument("--seconds", type=_seconds, default=120.0, help="notice (default: 120, as on EC2)")
-    rebalance = command("rebalance", _rebalance, "recommend to a spot instance to move")
+    rebalance = command("rebalance", _rebalance, "send a rebalance recommendation to a spot instance")
     for added in (interrupt, rebalance):
         added.add_argument("instance_id", metavar="INSTANCE_ID")
     serve = commands.add_parser("serve-region")  # what `up` and `run` start
@@ -144,17 +144,19 @@ def _refuse_other_options(record: Mapping[str, Any], options: argparse.Namespace
         ("--serve", served, record["directory"]),
     ):
         if wanted not in (None, found):
-            raise Failure(f"{name}: found {wanted}, the region is running with {found or 'none'}; end it by: {DOWN}")
+            raise CommandError(
+                f"{name}: found {wanted}, the region is running with {found or 'none'}; end it by: {DOWN_COMMAND}"
+            )
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        raise Failure("run: found no command, write it after --")
+        raise CommandError("run: found no command, write it after --")
     if not shutil.which(command[0]):
-        raise Failure(f"run: {command[0]}: found no such program")
+        raise CommandError(f"run: {command[0]}: found no such program")
     if lifecycle.is_running(settings):
-        raise Failure(f"{settings.state}: found a running region there; set LOCALCLOUD_DIR to another folder")
+        raise CommandError(f"{settings.state}: found a running region there; set LOCALCLOUD_DIR to another folder")
     # The kernel ends the region, and with it the instances, should this process be killed.
     process = _start(settings, options, ["setpriv", "--pdeathsig", "KILL"])
     try:
@@ -164,7 +166,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command and pass on the signals sent to this process; returns its exit code, as a shell would."""
+    """Run a command and forward the signals sent to this process; return its exit code as a shell would."""
     awaited = {*STOP_SIGNALS, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     with subprocess.Popen(
@@ -173,19 +175,19 @@ def _supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     ) as child:  # fmt: skip
         while child.poll() is None:
             info = signal.sigtimedwait(awaited, 1.0)
-            # Ctrl-C and a hangup of the terminal reached the command too; a second signal would cut its end short.
+            # Ctrl-C and a hangup of the terminal reach the command too; a second signal would interrupt its shutdown.
             if info and info.si_signo in STOP_SIGNALS and info.si_code != SI_KERNEL:
                 child.send_signal(info.si_signo)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def _start(settings: Settings, options: argparse.Namespace, prefix: list[str]) -> subprocess.Popen[bytes]:
-    """Start the region's process and return when its API answers."""
+    """Start the region's process; return it once its API answers."""
     for program, package in PROGRAMS.items():
         if not shutil.which(program):
-            raise Failure(f"{program}: found no such program, Debian has it in the package {package}")
+            raise CommandError(f"{program}: found no such program, Debian has it in the package {package}")
     if options.serve and not options.serve.is_dir():
-        raise Failure(f"--serve {options.serve}: found no such folder")
+        raise CommandError(f"--serve {options.serve}: found no such folder")
     base = settings.disk or build_base_image(settings.cache, lambda line: print(f"localcloud: {line}", file=sys.stderr))
     settings.state.mkdir(parents=True, exist_ok=True)
     command = [*prefix, sys.executable, "-m", "localcloud", "serve-region", "--base", str(base)]
@@ -194,7 +196,7 @@ def _start(settings: Settings, options: argparse.Namespace, prefix: list[str]) -
     with settings.log.open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env=clients.without_foreign(os.environ),
+            env=clients.without_conflicting(os.environ),
         )  # fmt: skip
     try:
         _wait_for_api(settings, process)
@@ -209,13 +211,13 @@ def _wait_for_api(settings: Settings, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = settings.log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise Failure(f"the region ended at its start: {lines[-1]} (all of it in {settings.log})")
+            raise CommandError(f"the region ended at its start: {lines[-1]} (all of it in {settings.log})")
         if settings.record.exists():
             record = json.loads(settings.record.read_text())
             if record["pid"] == process.pid and "port" in record:
                 return
         time.sleep(0.1)
-    raise Failure(f"the region did not answer within {START_SECONDS:.0f} s, see {settings.log}")
+    raise CommandError(f"the region did not answer within {START_SECONDS:.0f} s, see {settings.log}")
 
 
 def _end(process: subprocess.Popen[bytes], settings: Settings) -> None:
@@ -248,50 +250,50 @@ def _serve(settings: Settings, options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         daemon.serve(settings, options.base, options.port, options.serve)
-    except lifecycle.Running:
-        raise Failure(f"{settings.state}: found a running region there") from None
+    except lifecycle.AlreadyRunning:
+        raise CommandError(f"{settings.state}: found a running region there") from None
 
 
 def _record(settings: Settings) -> dict[str, Any]:
     if not lifecycle.is_running(settings):
-        raise Failure(f"{settings.state}: found no running region, start one by: python -m localcloud up")
+        raise CommandError(f"{settings.state}: found no running region, start one by: python -m localcloud up")
     record: dict[str, Any] = json.loads(settings.record.read_text())
     if "port" not in record:
-        raise Failure(f"{settings.state}: found a region that is still starting, try again")
+        raise CommandError(f"{settings.state}: found a region that is still starting, try again")
     return record
 
 
 def _client_environment(settings: Settings) -> dict[str, str]:
-    """The environment of this process, changed for clients of the region."""
-    return clients.without_foreign(os.environ) | clients.environment(settings, _record(settings), os.environ)
+    """Return the environment of this process, changed for clients of the region."""
+    return clients.without_conflicting(os.environ) | clients.environment(settings, _record(settings), os.environ)
 
 
 def _env(settings: Settings, _: argparse.Namespace) -> None:
     values = clients.environment(settings, _record(settings), os.environ)
-    if removed := clients.foreign(os.environ):
+    if removed := clients.conflicting(os.environ):
         print("unset", *removed)
     for name, value in values.items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 def _interrupt(settings: Settings, options: argparse.Namespace) -> None:
-    when = _call(settings, "interrupt", {"instance_id": options.instance_id, "seconds": options.seconds})
+    when = _call_region(settings, "interrupt", {"instance_id": options.instance_id, "seconds": options.seconds})
     print(f"{options.instance_id} ends at {when}")
 
 
 def _rebalance(settings: Settings, options: argparse.Namespace) -> None:
-    when = _call(settings, "rebalance", {"instance_id": options.instance_id})
-    print(f"{options.instance_id} was told to move at {when}")
+    when = _call_region(settings, "rebalance", {"instance_id": options.instance_id})
+    print(f"{options.instance_id} received a rebalance recommendation at {when}")
 
 
-def _call(settings: Settings, name: str, values: Mapping[str, Any]) -> str:
+def _call_region(settings: Settings, name: str, values: Mapping[str, Any]) -> str:
     url = f"http://{lifecycle.HOST}:{_record(settings)['port']}/_localcloud/{name}"
     try:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(urllib.request.Request(url, json.dumps(values).encode())) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
-        raise Failure(error.read().decode()) from None
+        raise CommandError(error.read().decode()) from None
 
 
 def _status(settings: Settings, _: argparse.Namespace) -> None:
@@ -306,13 +308,13 @@ def _status(settings: Settings, _: argparse.Namespace) -> None:
     pages = boto3.client("ec2").get_paginator("describe_instances").paginate()
     instances = [found for page in pages for reservation in page["Reservations"] for found in reservation["Instances"]]
     for instance in instances:
-        print("\n".join(_lines(instance)))
+        print("\n".join(_instance_lines(instance)))
     if not instances:
         print("no instances")
 
 
-def _lines(instance: Mapping[str, Any]) -> list[str]:
-    """An instance in at most two lines; nothing is cut, so that ids and commands can be copied."""
+def _instance_lines(instance: Mapping[str, Any]) -> list[str]:
+    """Describe an instance in at most two lines, never truncated, so that ids and commands can be copied."""
     state, address = instance["State"]["Name"], instance.get("PublicIpAddress", "")
     name = next((tag["Value"] for tag in instance.get("Tags", []) if tag["Key"] == "Name"), "")
     kind = f"{instance['InstanceType']} {instance.get('InstanceLifecycle', '')}".strip()

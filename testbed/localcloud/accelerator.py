@@ -1,4 +1,4 @@
-"""Whether virtual machines on this host run on its processor (KVM) or are emulated (TCG)."""
+"""Find out whether virtual machines run on the host's processor (KVM) or are emulated (TCG)."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ QEMU = "qemu-system-x86_64"
 TRIAL_SECONDS = 5.0  # a working trial takes a few tenths of a second; a loaded host may need more
 EXIT_PORT = 0xF4  # the default of QEMU's isa-debug-exit
 EXIT_VALUE = 0x10
-EXIT_STATUS = EXIT_VALUE << 1 | 1  # what isa-debug-exit makes of the value written
+EXIT_STATUS = EXIT_VALUE << 1 | 1  # the exit status that isa-debug-exit derives from the value
 
-# Real-mode code at the reset vector: mov al,0x10; out 0xf4,al; then hlt for ever.
+# Real-mode code at the reset vector: mov al,0x10; out 0xf4,al; then hlt forever.
 TRIAL_CODE = bytes((0xB0, EXIT_VALUE, 0xE6, EXIT_PORT, 0xF4, 0xEB, 0xFD))
 
 
-# QEMU's arguments for each. Emulated, a 2008 processor boots the base image with 5 % less of the host's time than "max"
-# (81 s against 86 s of two cores), and has what Debian's and Python's binaries may ask for (x86-64-v2).
+# QEMU's arguments for each kind. Under emulation, a processor of 2008 boots the base image with 5 % less CPU time than "max"
+# (81 s against 86 s on two cores), and has all that binaries of Debian and Python may require (x86-64-v2).
 ARGUMENTS = {"kvm": ("-accel", "kvm", "-cpu", "host"), "tcg": ("-accel", "tcg,thread=multi", "-cpu", "Nehalem")}
 
 
 def accelerator() -> tuple[str, ...]:
-    """QEMU's arguments for accelerator and processor."""
+    """Return QEMU's arguments for accelerator and processor."""
     return ARGUMENTS[kind()]
 
 
 @cache
 def kind() -> Literal["kvm", "tcg"]:
-    """``kvm`` only where processor, device and a trial all say so.
+    """Return ``kvm`` only if the processor's flags, the device and a trial agree, ``tcg`` otherwise.
 
-    A /dev/kvm alone proves nothing: on some paravirtual hosts it is there, without the processor's flags, and a guest
-    hangs for ever.
+    A /dev/kvm alone proves nothing: some paravirtual hosts have it without the processor's flags, and a guest hangs
+    forever.
     """
     return "kvm" if has_flags() and os.access("/dev/kvm", os.R_OK | os.W_OK) and trial("kvm") else "tcg"
 
 
 def has_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor itself can virtualise (AMD's svm, Intel's vmx)."""
+    """Whether the processor supports virtualisation (AMD's svm, Intel's vmx)."""
     try:
         return re.search(r"(?m)^flags\s*:.*\b(svm|vmx)\b", cpuinfo.read_text()) is not None
     except OSError:
@@ -49,7 +49,7 @@ def has_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def trial(name: str, code: bytes = TRIAL_CODE, seconds: float = TRIAL_SECONDS) -> bool:
-    """Whether a machine of seven bytes of firmware runs and ends itself with accelerator ``name``."""
+    """Whether a virtual machine with seven bytes of firmware runs and exits with accelerator ``name``."""
     firmware = bytes(0x10000 - 16) + code.ljust(16, b"\xf4")
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(firmware)

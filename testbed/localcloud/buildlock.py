@@ -1,4 +1,4 @@
-"""One build at a time of a thing that several commands may want at once."""
+"""A lock for builds that several commands may start at the same time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 
 
 @contextmanager
-def held(path: Path, tell: Callable[[str], None], what: str) -> Iterator[None]:
-    """Hold the lock file ``path``; ``tell`` hears of it when another process holds it and has to be waited for."""
+def exclusive_lock(path: Path, report: Callable[[str], None], what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block.
+
+    If another process holds it, call ``report`` with a line that names the build, ``what``, and wait.
+    """
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"waiting for another build of {what}")
+            report(f"waiting for another build of {what}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

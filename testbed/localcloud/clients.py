@@ -1,4 +1,4 @@
-"""The environment that leads clients to a region and keeps them from AWS."""
+"""The environment that directs clients to a region and keeps them away from AWS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localcloud.lifecycle import HOST
 from localcloud.settings import HOST_FROM_GUEST, SSH_PORT, Settings
 
 PLUGIN = Path(__file__).parent / "awscli_plugin"
-PROXY_USER = "localcloud"  # marks the proxy of a region in HTTPS_PROXY; the proxy itself asks for no name
+PROXY_USER = "localcloud"  # marks a region's proxy in HTTPS_PROXY; the proxy itself requires no user name
 AWS_DOMAINS = (
     "amazonaws.com",
     "amazonaws.com.cn",
@@ -24,8 +24,8 @@ AWS_DOMAINS = (
     "sgov.gov",
     "ic.gov",
 )
-# Each of them would outrank, change or switch off one of the values set here, or name a real account.
-FOREIGN = re.compile(
+# Variables that override or disable a value set here, or that name a real account.
+CONFLICTING = re.compile(
     r"AWS_(DEFAULT_)?PROFILE|AWS_(SESSION|SECURITY)_TOKEN|AWS_ENDPOINT_URL_\w+|AWS_URL|EC2_URL|S3_URL|AWS_USE_(FIPS|DUALSTACK)_ENDPOINT"
     r"|AWS_ROLE_(ARN|SESSION_NAME)|AWS_WEB_IDENTITY_TOKEN_FILE|AWS_CONTAINER_\w+|AWS_CREDENTIAL_\w+|AWS_(ACCESS|SECRET)_KEY"
     r"|AWS_ACCOUNT_ID|EC2_(ACCESS|SECRET)_KEY"
@@ -33,7 +33,7 @@ FOREIGN = re.compile(
 
 
 def environment(settings: Settings, record: Mapping[str, Any], outer: Mapping[str, str]) -> dict[str, str]:
-    """Variables to set for clients of the region of ``record``, in a shell whose environment is ``outer``."""
+    """Return the variables for clients of the region of ``record``, in a shell whose environment is ``outer``."""
     url = f"http://{HOST}:{record['port']}"
     guest = f"http://{HOST_FROM_GUEST}:"
     values = {
@@ -54,27 +54,27 @@ def environment(settings: Settings, record: Mapping[str, Any], outer: Mapping[st
     if record["mirror_port"]:
         values["LOCALCLOUD_MIRROR_URL"] = f"{guest}{record['mirror_port']}"
     direct = _joined(",", HOST, "localhost", *_direct_hosts(outer))
-    # Clients differ in which spelling they read, and in which one wins.
+    # Some clients read the upper-case name, some the lower-case one, and they differ in precedence.
     for name, value in (("HTTPS_PROXY", f"http://{PROXY_USER}@{HOST}:{record['port']}"), ("NO_PROXY", direct)):
         values |= {name: value, name.lower(): value}
     return values
 
 
-def foreign(outer: Mapping[str, str]) -> list[str]:
-    """Names of variables in ``outer`` to remove, since with them a client could reach AWS all the same."""
-    return sorted(name for name in outer if FOREIGN.fullmatch(name))
+def conflicting(outer: Mapping[str, str]) -> list[str]:
+    """Return the names of variables in ``outer`` with which a client could still reach AWS."""
+    return sorted(name for name in outer if CONFLICTING.fullmatch(name))
 
 
-def without_foreign(outer: Mapping[str, str]) -> dict[str, str]:
-    """The variables of ``outer`` except those to remove, and without the user's files of profiles and keys."""
-    removed = foreign(outer)
+def without_conflicting(outer: Mapping[str, str]) -> dict[str, str]:
+    """Return ``outer`` without the conflicting variables and the user's files of profiles and keys."""
+    removed = conflicting(outer)
     files = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     return {name: value for name, value in outer.items() if name not in removed} | files
 
 
 def write_config(settings: Settings, port: int) -> None:
     """Write the configuration file for the ``aws`` command and the SDKs."""
-    # Version 1 of the aws command ignores AWS_ENDPOINT_URL for some services; the plugin mends that.
+    # Version 1 of the aws command ignores AWS_ENDPOINT_URL for some services; the plugin corrects that.
     lines = ["[default]", f"region = {settings.region}", f"endpoint_url = http://{HOST}:{port}"]
     lines += ["[plugins]", "localcloud = localcloud_endpoint", ""]
     settings.client_config.write_text("\n".join(lines))
@@ -87,7 +87,7 @@ def is_aws(host: str) -> bool:
 
 
 def outer_proxy(outer: Mapping[str, str]) -> str | None:
-    """URL of the proxy through which ``outer`` reaches other hosts; None if it names none, or only a region's own."""
+    """Return the URL of the proxy in ``outer``; None if there is none, or only that of a region."""
     for name in ("https_proxy", "HTTPS_PROXY"):
         if (url := outer.get(name)) and urlsplit(url).username != PROXY_USER:
             return url
@@ -95,7 +95,7 @@ def outer_proxy(outer: Mapping[str, str]) -> str | None:
 
 
 def _direct_hosts(outer: Mapping[str, str]) -> list[str]:
-    """Hosts that ``outer`` reaches without a proxy, except those of AWS."""
+    """Return the hosts that ``outer`` reaches without a proxy, except those of AWS."""
     entries = f"{outer.get('no_proxy', '')},{outer.get('NO_PROXY', '')}".split(",")
     hosts = dict.fromkeys(entry.strip() for entry in entries)
     return [host for host in hosts if host not in ("", "*", HOST, "localhost") and not _covers_aws(host)]
@@ -107,5 +107,5 @@ def _covers_aws(entry: str) -> bool:
 
 
 def _joined(separator: str, *parts: str) -> str:
-    """The parts, without empty and repeated ones."""
+    """Join the parts, without empty and repeated ones."""
     return separator.join(dict.fromkeys(part for text in parts for part in text.split(separator) if part))

@@ -1,4 +1,4 @@
-"""What this host's apt uses that a guest needs as well: its Debian sources, its proxy, extra certificate authorities."""
+"""Settings of the host's apt that guests need too: Debian sources, proxies, additional certificate authorities."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from pathlib import Path
 SUITE = "bookworm"
 SUITES = {SUITE, *(f"{SUITE}-{pocket}" for pocket in ("updates", "security", "backports"))}
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring"
-# A proxy to go through; a frozen mirror, whose signatures are older than they may be.
+# Proxies, and what a frozen mirror needs because its signatures have expired.
 OPTIONS = re.compile(r'(Acquire::(?:https?::Proxy|Check-Valid-Until|Check-Date)) "([^"]+)";')
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``sources``: file name -> text, empty where this host has no Debian 12 sources; ``options``: apt.conf lines."""
+    """The host's settings.
+
+    ``sources`` maps file names to their text and is empty if the host has no Debian 12 sources. ``options`` holds lines
+    for apt.conf.
+    """
 
     sources: dict[str, str]
     options: list[str]
 
 
 def read(apt: Path = Path("/etc/apt")) -> Settings:
-    """The Debian 12 sources and the options of the host whose apt folder is ``apt``."""
+    """Return the usable Debian 12 sources below ``apt``, and the options of the host's apt."""
     stanzas = [kept for file in _files(apt, "*.sources") for kept in _stanzas(file)]
     lines = [kept for file in _files(apt, "*.list") for kept in _lines(file)]
     sources = {}
@@ -36,7 +40,7 @@ def read(apt: Path = Path("/etc/apt")) -> Settings:
 
 
 def certificate_authorities(folder: Path = Path("/usr/local/share/ca-certificates")) -> dict[str, bytes]:
-    """The authorities that this host's owner added, as a company's proxy needs: file name -> PEM text."""
+    """Return the authorities added to this host, which a company's proxy may need: file name -> PEM text."""
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.crt"))}
 
 
@@ -66,7 +70,7 @@ def _lines(path: Path) -> Iterable[str]:
 
 
 def _usable(uris: list[str], suites: list[str], keys: list[str]) -> bool:
-    """Whether a guest can read such a source: Debian 12, by HTTP, with a key that each Debian has."""
+    """Whether a guest can use a source: Debian 12, over HTTP, with a key that every Debian has."""
     return (
         bool(uris and suites)
         and set(suites) <= SUITES

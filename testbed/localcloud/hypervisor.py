@@ -1,4 +1,4 @@
-"""What the API of the region needs from the machines behind it, and the one world in which this process runs."""
+"""The interface between the region's API and its virtual machines, and the implementation that this process uses."""
 
 from __future__ import annotations
 
@@ -11,65 +11,68 @@ from moto.ec2.models.elastic_block_store import Snapshot, Volume
 
 from localcloud.volumes import Disks
 
-Pair = tuple[Volume, Snapshot]
+VolumeAndSnapshot = tuple[Volume, Snapshot]
 
 
-class World(Protocol):
-    """What the API needs from the machines' side. All calls are made with ``lock`` held."""
+class Hypervisor(Protocol):
+    """What the API needs from the virtual machines. The caller holds ``lock`` during every call."""
 
     disks: Disks
 
     @property
     def lock(self) -> AbstractContextManager[bool]:
-        """Reentrant; held while books or machines change."""
+        """Reentrant lock, held while records or virtual machines change."""
 
     def wake(self) -> None:
-        """Something has changed: look soon."""
+        """Ask for a reconciliation soon, because something has changed."""
 
-    def public_address(self) -> str:
-        """An address of this machine's loopback that no other instance has."""
+    def free_public_address(self) -> str:
+        """Return an address of the host's loopback that no other instance uses."""
 
-    def has_machine(self, instance_id: str) -> bool: ...
+    def has_virtual_machine(self, instance_id: str) -> bool:
+        """Whether the instance has a virtual machine at the moment."""
 
-    def guest_seen(self, instance_id: str) -> bool:
-        """Whether the guest has come up as far as asking for its metadata."""
+    def guest_is_up(self, instance_id: str) -> bool:
+        """Whether the guest has booted far enough to request its metadata."""
 
     def console(self, instance_id: str) -> bytes:
-        """The end of what the instance wrote to its serial console, 64 KiB at most."""
+        """Return the last 64 KiB, at most, that the instance wrote to its serial console."""
 
-    def resize(self, volume: Volume) -> None: ...
+    def resize_volume(self, volume: Volume) -> None:
+        """Grow the volume's file to the size in the records, attached or not."""
 
-    def discard(self, volume: Volume) -> None:
-        """The volume is deleted: remove its file, at the latest when nothing copies it any more."""
+    def discard_volume(self, volume: Volume) -> None:
+        """Remove the file of a deleted volume, once no snapshot is being copied from it."""
 
-    def prepare(self, pairs: Sequence[Pair]) -> None:
-        """What may take seconds before ``take``; WITHOUT the lock."""
+    def prepare_snapshots(self, pairs: Sequence[VolumeAndSnapshot]) -> None:
+        """Do the slow part of ``take_snapshots`` in advance, which may take seconds. Called WITHOUT the lock."""
 
-    def take(self, pairs: Sequence[Pair]) -> None:
-        """Copy volumes, all as they are now, into their pending snapshots."""
+    def take_snapshots(self, pairs: Sequence[VolumeAndSnapshot]) -> None:
+        """Copy all volumes, as they are at this moment, into their pending snapshots."""
 
-    def take_at_reboot(self, instance: Any, pairs: Sequence[Pair]) -> None:
+    def take_snapshots_at_reboot(self, instance: Any, pairs: Sequence[VolumeAndSnapshot]) -> None:
         """Reboot the instance and copy its volumes while it is down."""
 
 
-current: World
+current: Hypervisor
 _thread = threading.local()
 
 
 @contextmanager
-def books() -> Iterator[None]:
-    """Within it this thread's volumes and snapshots exist in moto's books only, without a file."""
-    before, _thread.books_only = books_only(), True
+def records_only() -> Iterator[None]:
+    """Create the volumes and snapshots of this thread in moto's records only, without files, within the block."""
+    before, _thread.records_only = is_records_only(), True
     try:
         yield
     finally:
-        _thread.books_only = before
+        _thread.records_only = before
 
 
-def books_only() -> bool:
-    return bool(getattr(_thread, "books_only", False))
+def is_records_only() -> bool:
+    """Whether this thread is within a ``records_only`` block."""
+    return bool(getattr(_thread, "records_only", False))
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are not None."""
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the items whose value is not None."""
     return {key: value for key, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What the metadata service tells an instance about itself, put together from the books at each request."""
+"""What the metadata service reports to an instance, assembled from the records at each request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from localcloud.metadata import InstanceView
 from localcloud.moto_hooks import EC2Backend, Instance
 from localcloud.settings import ACCOUNT
 
-CREDENTIAL_SECONDS = 21600  # life of role credentials on an instance: about 6 h on EC2
-RENEW_SECONDS = 3600  # new ones come an hour before the old ones end
+CREDENTIAL_SECONDS = 21600  # lifetime of role credentials on an instance: about 6 h on EC2
+RENEW_SECONDS = 3600  # new credentials are issued an hour before the old ones expire
 
 
 class Identities:
-    """Views of instances; keeps the role credentials that were given out."""
+    """Creates views of instances and caches their role credentials."""
 
     def __init__(self) -> None:
         self._credentials: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
@@ -27,7 +27,7 @@ class Identities:
     def view(
         self, backend: EC2Backend, instance: Instance, spot_action: Mapping[str, str] | None, rebalance: str | None
     ) -> InstanceView:
-        """The instance as it is now, with the notices given."""
+        """Return the instance as it is now, with the given notices."""
         nic = instance.nics[0]
         key = backend.key_pairs.get(instance.key_name) if instance.key_name else None
         association = backend.iam_instance_profile_associations.get(instance.id)

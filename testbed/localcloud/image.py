@@ -1,7 +1,7 @@
-"""The base disk of the local region: Debian 12 with cloud-init's EC2 data source, as a stock cloud image would be.
+"""Build the base disk of the local region: Debian 12 with cloud-init's EC2 data source, like a stock cloud image.
 
-A package tree by mmdebstrap goes into an ext4 file system by ``mkfs.ext4 -d``, and GRUB's core is written by hand, so that
-neither a mount nor a loop device nor partition nodes are needed. What is slimmed is what costs time under emulation.
+mmdebstrap builds the package tree, ``mkfs.ext4 -d`` turns it into a file system, and this module writes GRUB's core, so
+that the build needs no mount, loop device or partition nodes. Only what costs time under emulation is left out.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pathlib import Path
 from localcloud import buildlock, hostapt
 
 SUITE = hostapt.SUITE
-DISK_BYTES = 8 * 2**30  # as Debian's own AWS images; sparse
-PARTITION_START = 2**20  # bytes; the usual alignment, and room for GRUB's core before it
+DISK_BYTES = 8 * 2**30  # as in Debian's own AWS images; sparse
+PARTITION_START = 2**20  # bytes; the usual alignment, which leaves room for GRUB's core
 SECTOR = 512
 GRUB_FOLDER = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "serial", "terminal")
-LOGIN_USER = "admin"  # as Debian's own AWS images
+LOGIN_USER = "admin"  # as in Debian's own AWS images
 
-# apparmor: the kernel recommends it, so Debian's own images have it.
+# apparmor is here because the kernel recommends it, so Debian's own images have it.
 PACKAGES = (
     "apparmor", "ca-certificates", "cloud-guest-utils", "cloud-init", "curl", "dbus", "e2fsprogs", "fdisk", "initramfs-tools",
     "iproute2", "kmod", "linux-image-cloud-amd64", "netbase", "openssh-server", "procps", "python3", "python3-apt",
     "sudo", "systemd-resolved", "systemd-sysv", "tzdata", "udev", "zstd",
 )  # fmt: skip
 
-# Program -> the Debian package that has it.
+# Program -> its Debian package.
 NEEDED = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "grub-mkimage": "grub-common", "tar": "tar"}
 
-# Each of these takes seconds to minutes of an emulated machine's two cores and does nothing for one that lives for hours.
+# Each takes seconds to minutes of two emulated cores, and is useless on an instance that runs for hours.
 MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "cloud-init-hotplugd.socket", "dev-hugepages.mount",
     "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service",
@@ -51,43 +51,43 @@ MASKED = (
     "systemd-pstore.service",
 )  # fmt: skip
 
-# systemd runs all of them at each daemon-reload, a dozen times while packages are installed; none has anything to do here.
+# systemd runs each at every daemon-reload, a dozen times while packages are installed; none has an effect here.
 MASKED_GENERATORS = (
     "cryptsetup", "debug", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local", "run", "system-update",
     "veritysetup",
 )  # fmt: skip
 
-# An emulated processor does not speculate, and reading its time stamp is far cheaper than asking an emulated timer.
-# norandmaps: QEMU keeps translated code by its address, so that with randomised addresses each process is translated
-# anew (starting one took 180 ms, against 65 ms; installing docker.io 121 s, against 85 s).
+# An emulated processor does not speculate, and reading its time stamp counter is far cheaper than an emulated timer.
+# norandmaps: QEMU caches translated code by address, so with randomised addresses it translates each process again
+# (180 ms instead of 65 ms to start one, 121 s instead of 85 s to install docker.io).
 KERNEL_OPTIONS = (
     "net.ifnames=0 console=tty0 console=ttyS0,115200 consoleblank=0 quiet mitigations=off tsc=reliable fsck.mode=skip"
     " norandmaps transparent_hugepage=never"
 )
 
 INITRAMFS_FILES = {
-    # A list instead of every driver: 7 MB instead of 13, and the kernel's phase takes half the time.
+    # A list instead of all drivers: 7 MB instead of 13, and the kernel boots in half the time.
     "etc/initramfs-tools/conf.d/modules-list": "MODULES=list\n",
     "usr/share/initramfs-tools/modules.d/virtio-root": "virtio_pci\nvirtio_blk\next4\n",
 }
 
-# Fetching the package lists and indexing them anew costs a minute of emulation on each new machine; with yesterday's in the
-# image, `apt-get update` asks what has changed. Translated descriptions are for people.
+# Downloading and indexing the package lists takes a minute on each new emulated instance. With older lists in the image,
+# `apt-get update` fetches only changes. Nobody reads the translated descriptions.
 APT_FILES = {"etc/apt/apt.conf.d/90no-translations": 'Acquire::Languages "none";\n'}
 
 CLOUD_CONFIG = f"""\
 datasource_list: [Ec2, None]
 datasource:
   Ec2:
-    # The other addresses of the default list cost a name look-up each.
+    # The other addresses of the default list cost a DNS query each.
     metadata_urls: ["http://169.254.169.254"]
-# systemd-networkd has its own file, so that a copy of this disk works behind another network card.
+# systemd-networkd has its own file, so a copy of this disk works with another network card.
 network: {{config: disabled}}
 manage_etc_hosts: true
 ssh_genkeytypes: [ed25519, ecdsa]
 cloud_init_modules:
   [bootcmd, write-files, mounts, set_hostname, update_hostname, update_etc_hosts, users-groups, ssh]
-# SSH answers before the disk grows, which takes 4 s; user scripts and runcmd come after.
+# SSH starts before the disk grows, which takes 4 s; user scripts and runcmd follow.
 cloud_config_modules: [growpart, resizefs, set-passwords, runcmd]
 cloud_final_modules:
   [package-update-upgrade-install, write-files-deferred, scripts-per-once, scripts-per-boot, scripts-per-instance,
@@ -119,15 +119,15 @@ class ImageError(RuntimeError):
 
 
 def build_base_image(cache: Path, progress: Progress) -> Path:
-    """Return the raw disk (8 GiB, sparse) from ``cache``, building it first when its recipe has no disk there yet.
+    """Return the raw disk (8 GiB, sparse) in ``cache``, after building it unless the cache has one of the same recipe.
 
-    ``progress`` gets short lines such as ``packages 45 %``. Raises ImageError.
+    Calls ``progress`` with short lines such as ``packages 45 %``. Raises ImageError.
     """
     apt = hostapt.read()
     authorities = hostapt.certificate_authorities()
     cache.mkdir(parents=True, exist_ok=True)
     disk = cache / f"debian-12-localcloud-{_recipe(apt, authorities)}.raw"
-    with buildlock.held(cache / "base-image.lock", progress, "the base image"):
+    with buildlock.exclusive_lock(cache / "base-image.lock", progress, "the base image"):
         if not disk.exists():
             _check_host()
             _build(disk, apt, authorities, progress)
@@ -135,7 +135,7 @@ def build_base_image(cache: Path, progress: Progress) -> Path:
 
 
 def _recipe(apt: hostapt.Settings, authorities: Mapping[str, bytes]) -> str:
-    """Hash of everything that decides what is in the disk, but for the archive's own state."""
+    """Return a hash of everything that determines the content of the disk, except the state of the package archive."""
     code = [Path(module).read_text() for module in (__file__, hostapt.__file__)]
     trusted = sorted((name, text.decode("latin-1")) for name, text in authorities.items())
     inputs = json.dumps([code, apt.sources, apt.options, trusted])
@@ -154,9 +154,9 @@ def _check_host() -> None:
 
 
 def _build(disk: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], progress: Progress) -> None:
-    for leftover in disk.parent.glob("build-*"):  # of a build that was killed; the lock says that none is running
+    for leftover in disk.parent.glob("build-*"):  # of a killed build; the lock ensures that no other is running
         _remove(leftover)
-    # Without root, mmdebstrap works as a subordinate user, who can enter /tmp but seldom the caller's home.
+    # Without root, mmdebstrap runs as a subordinate user, who can enter /tmp but rarely the caller's home.
     root = os.geteuid() == 0
     staging = Path(tempfile.mkdtemp(prefix="build-", dir=disk.parent if root else None))
     part = disk.with_suffix(".part")
@@ -177,11 +177,13 @@ def _build(disk: Path, apt: hostapt.Settings, authorities: Mapping[str, bytes], 
 
 
 def _remove(folder: Path) -> None:
-    """Remove a build's folder. A killed mmdebstrap leaves parts of this host mounted in it: never remove through those."""
+    """Remove the folder of a build, but never files of the host: a killed mmdebstrap leaves parts of it mounted there."""
 
     def mounted() -> list[str]:
         table = Path("/proc/self/mountinfo").read_text().splitlines()
-        points = [line.split()[4].encode().decode("unicode_escape") for line in table]  # blanks are written \\040
+        points = [
+            line.split()[4].encode().decode("unicode_escape") for line in table
+        ]  # the table writes blanks as \\040
         return [point for point in points if Path(point).is_relative_to(folder.absolute())]
 
     for point in reversed(mounted()):
@@ -221,10 +223,10 @@ def _bootstrap(staging: Path, apt: hostapt.Settings, authorities: Mapping[str, b
 
 
 def _follow(command: Sequence[str], progress: Progress, environment: Mapping[str, str]) -> None:
-    """Run mmdebstrap, telling how far it is.
+    """Run mmdebstrap and report its progress.
 
-    It runs apt twice: for the packages that all need (a quarter of the work), then for the rest. Each time apt tells how
-    many there are, and then fetches, unpacks and sets up each.
+    It runs apt twice, first for the essential packages (a quarter of the work), then for the rest. Each time apt prints
+    how many packages it will install, then a line for each that it downloads, unpacks and sets up.
     """
     shown = done = total = base = span = 0
     reason = "no output"
@@ -294,7 +296,7 @@ def _late_files(identifier: str) -> dict[str, str | bytes | Path]:
 
 
 def _write_tar(path: Path, files: Mapping[str, str | bytes | Path]) -> None:
-    """A tarball of root's files, mode 0644, with their folders."""
+    """Write a tarball of root's files, mode 0644, with their folders."""
     now = int(time.time())
     with tarfile.open(path, "w") as tar:
         folders = sorted({str(parent) for name in files for parent in Path(name).parents} - {"."})
@@ -315,7 +317,7 @@ def _write_tar(path: Path, files: Mapping[str, str | bytes | Path]) -> None:
 
 
 def _write_boot_loader(disk: Path, staging: Path) -> None:
-    """GRUB's boot sector, a table with the one partition, and GRUB's core in the gap before that."""
+    """Write GRUB's boot sector, a table with one partition, and GRUB's core in the gap before it."""
     core = staging / "core.img"
     prefix = "(hd0,msdos1)/boot/grub"
     _run(["grub-mkimage", "-O", "i386-pc", "-d", str(GRUB_FOLDER), "-p", prefix, "-o", str(core), *GRUB_MODULES])
@@ -323,7 +325,7 @@ def _write_boot_loader(disk: Path, staging: Path) -> None:
     if len(image) > PARTITION_START - SECTOR:
         raise ImageError(f"base image: GRUB's core of {len(image)} bytes does not fit before the partition")
     start, count = PARTITION_START // SECTOR, (DISK_BYTES - PARTITION_START) // SECTOR
-    # Active, type Linux; the cylinder fields say "use the sector numbers".
+    # Active, type Linux; the cylinder fields mean "use the sector numbers".
     entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", start, count)
     signature = uuid.uuid4().bytes[:4]
     code = (GRUB_FOLDER / "boot.img").read_bytes()[:440]

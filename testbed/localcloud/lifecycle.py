@@ -1,4 +1,4 @@
-"""Whether a region runs, and what is left of one that does not. Light to import: every command needs it."""
+"""Find out whether a region is running, and remove what a stopped one left behind. Cheap to import: every command does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HOST = "127.0.0.1"
 PORT = 4610  # preferred port of the API; any free one when it is taken
 
 
-class Running(Exception):
-    """Another process serves this region."""
+class AlreadyRunning(Exception):
+    """Another process is serving this region."""
 
 
 @contextmanager
-def held(settings: Settings) -> Iterator[None]:
-    """Hold the region's lock; raises Running."""
+def exclusive_lock(settings: Settings) -> Iterator[None]:
+    """Hold the region's lock for the block; raises AlreadyRunning if another process holds it."""
     settings.state.mkdir(parents=True, exist_ok=True)
     with settings.lock.open("w") as file:
         _lock(file)
@@ -35,7 +35,7 @@ def is_running(settings: Settings) -> bool:
             _lock(file)
     except FileNotFoundError:
         return False
-    except Running:
+    except AlreadyRunning:
         return True
     return False
 
@@ -44,11 +44,11 @@ def _lock(file: TextIO) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Running(file.name) from None
+        raise AlreadyRunning(file.name) from None
 
 
 def clean(settings: Settings) -> None:
-    """Remove what a region left behind: disks, sockets, record, configuration of clients. The log stays."""
+    """Remove a region's disks, sockets, record and client configuration. The log stays."""
     if settings.record.exists():
         shutil.rmtree(json.loads(settings.record.read_text())["sockets"], ignore_errors=True)
         settings.record.unlink()

@@ -1,8 +1,8 @@
 """Instance metadata service (IMDSv2) of one local instance, served on a Unix socket.
 
-QEMU's user network hands each guest connection to 169.254.169.254:80 to a ``socat`` of its own, which joins it to the
-socket of that instance: the socket alone tells which instance asks. Paths, listings, tokens and answers follow "Instance
-metadata and user data" of the Amazon EC2 user guide; the hop limit is not modelled, as no packet travels.
+QEMU's user network starts a ``socat`` for each guest connection to 169.254.169.254:80, which connects it to the socket
+of that instance: each instance has a socket of its own. Paths, listings, tokens and answers follow "Instance metadata and
+user data" of the Amazon EC2 user guide. The hop limit is not modelled, because no packet is routed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SESSION_HEADER = "X-aws-ec2-metadata-token"
 TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
 LONGEST_TTL = 21600  # seconds; the user guide allows 1 s to 6 h
 LONGEST_SOCKET_PATH = 107  # bytes; unix(7): sun_path has 108 with the closing NUL
-IDLE_SECONDS = 60.0  # a kept-alive connection without a request ends after this, so that its thread ends too
-LARGEST_BODY = 65536  # bytes of a PUT body that are read and dropped; a token request has none
+IDLE_SECONDS = 60.0  # an idle kept-alive connection is closed after this, which ends its thread
+LARGEST_BODY = 65536  # bytes of a PUT body that are read and ignored; a token request has no body
 
-# The versions that clients ask for by date (cloud-init, the SDKs); the tree is the same under each.
+# The versions that clients request by date (cloud-init, the SDKs); the tree is the same under each.
 VERSIONS = ("1.0", "2007-01-19", "2008-02-01", "2009-04-04", "2012-01-12", "2014-02-25", "2016-09-02", "2018-09-24",
             "2020-10-27", "2021-03-23", "2021-07-15", "2022-09-24", "2024-04-11", "latest")  # fmt: skip
 
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InstanceView:
-    """What the service tells about one instance at one moment.
+    """What the service reports about one instance at one moment.
 
-    ``credentials`` returns ``{"AccessKeyId", "SecretAccessKey", "Token", "Expiration"}`` (ISO 8601 UTC) and is called on
-    each request for them. ``block_devices`` maps the virtual name to the device (``{"ami": "/dev/xvda", ...}``).
+    ``credentials`` returns ``{"AccessKeyId", "SecretAccessKey", "Token", "Expiration"}`` (ISO 8601 UTC) and is called for
+    each request. ``block_devices`` maps the virtual name to the device (``{"ami": "/dev/xvda", ...}``).
     ``spot_action`` is ``{"action": "terminate", "time": "2026-11-23T03:00:00Z"}`` once an interruption is announced and
     ``rebalance`` the ISO 8601 time of a rebalance recommendation. A field that is None has no path (404).
     ``mac`` must be that of the guest's card: cloud-init finds the card by it.
@@ -84,7 +84,7 @@ class InstanceView:
 
 
 class Server:
-    """A running service; ``close()`` ends it and removes its socket."""
+    """A running service; ``close()`` stops it and removes its socket."""
 
     def __init__(self, socket_path: Path, server: _SocketServer) -> None:
         self.socket_path = socket_path
@@ -93,7 +93,7 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        """End the service; open connections are dropped with their daemon threads."""
+        """Stop the service; open connections end with their daemon threads."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -101,9 +101,9 @@ class Server:
 
 
 def serve(socket_path: Path, view: Callable[[], InstanceView]) -> Server:
-    """Answer metadata requests on ``socket_path`` (made, private to the user) from ``view()``, asked anew each time.
+    """Answer metadata requests on ``socket_path``, which is created for this user only, from ``view()``, called each time.
 
-    Raises ValueError when the path is too long for a Unix socket, OSError when another service listens there.
+    Raises ValueError if the path is too long for a Unix socket, OSError if another service listens there.
     """
     if len(str(socket_path).encode()) > LONGEST_SOCKET_PATH:
         raise ValueError(f"{socket_path}: longer than the {LONGEST_SOCKET_PATH} bytes a Unix socket's path may have")
@@ -112,7 +112,7 @@ def serve(socket_path: Path, view: Callable[[], InstanceView]) -> Server:
 
 
 def _remove_dead_socket(path: Path) -> None:
-    """Remove what a killed service left behind, but never the socket of a living one."""
+    """Remove the socket that a killed service left behind, but never that of a running one."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -123,13 +123,14 @@ def _remove_dead_socket(path: Path) -> None:
 
 
 class _Tokens:
-    """Session tokens of one instance and when each ends."""
+    """Session tokens of one instance and their expiry times."""
 
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def issue(self, seconds: int) -> str:
+        """Return a new token that is valid for ``seconds``."""
         now = time.monotonic()
         token = secrets.token_urlsafe(40)
         with self._lock:
@@ -138,6 +139,7 @@ class _Tokens:
         return token
 
     def valid(self, token: str) -> bool:
+        """Whether the token was issued and has not expired."""
         with self._lock:
             return self._ends.get(token, 0.0) > time.monotonic()
 
@@ -153,11 +155,13 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(str(path), _Handler)
 
     def server_activate(self) -> None:
-        # Before listen(), so that nobody else can connect in between.
+        """Listen on a socket that only this user can open."""
+        # Set the mode before listen(), so that nobody else can connect in between.
         Path(str(self.server_address)).chmod(0o600)
         super().server_activate()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log connections that end early; they are normal."""
         log.debug("metadata connection ended early", exc_info=True)
 
 
@@ -167,15 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "EC2ws"
     sys_version = ""
     timeout = IDLE_SECONDS
-    # Head and body leave in one packet; as two, a guest waits for its delayed acknowledgement.
+    # Send head and body in one packet: with two, the guest delays its acknowledgement of the first.
     wbufsize = -1
 
     def do_PUT(self) -> None:
+        """Issue a session token."""
         self._drop_body()
         ttl = self.headers.get(TTL_HEADER, "")
         if self._path() != API_PATH:
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
-        # A forwarded request comes through an open proxy or firewall: the attack that tokens are there to stop.
+        # A forwarded request came through an open proxy or firewall: the attack that tokens prevent.
         elif "X-Forwarded-For" in self.headers:
             self._refuse(HTTPStatus.FORBIDDEN)
         elif not re.fullmatch(r"[0-9]{1,5}", ttl) or not 1 <= int(ttl) <= LONGEST_TTL:
@@ -184,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, self.server.tokens.issue(int(ttl)).encode(), {TTL_HEADER: ttl})
 
     def do_GET(self) -> None:
+        """Answer a request for metadata."""
         view = self.server.view()
         if not self._admitted(view):
             self._refuse(HTTPStatus.UNAUTHORIZED)
@@ -229,13 +235,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
+        """Log a request for debugging only."""
         log.debug("%s: " + format, Path(str(self.server.server_address)).name, *args)
 
 
 def answer(view: InstanceView, path: str) -> bytes | None:
-    """The body for GET ``path`` (``/latest/meta-data/...``), or None where the service says 404.
+    """Return the body for GET ``path`` (``/latest/meta-data/...``), or None for 404.
 
-    A folder answers with its listing and a value with itself, each with or without a closing slash: botocore asks for
+    Folders give their listing, values themselves, each with or without a trailing slash: botocore requests
     ``placement/availability-zone/``.
     """
     parts = [part for part in path.split("/") if part]
@@ -302,7 +309,7 @@ def _meta_data(view: InstanceView) -> dict[str, Node]:
 
 
 def _optional(view: InstanceView) -> dict[str, Node]:
-    """The paths that only some instances have."""
+    """Return the paths that only some instances have."""
     tree: dict[str, Node] = {}
     if view.public_ip:
         tree |= {"public-ipv4": view.public_ip, "public-hostname": _public_hostname(view)}

@@ -20,13 +20,13 @@ from localcloud.volumes import BLOCK
 
 
 class EBSError(ServiceException):
-    """A refusal, as (code, message)."""
+    """An error answer, created from (code, message)."""
 
     __module__ = "moto.ebs.exceptions"  # moto finds the service's error shapes by this name
 
 
 class EBSSnapshot(models.EBSSnapshot):
-    """One snapshot as the direct APIs show it, with the blocks that hold data."""
+    """A snapshot as the direct APIs present it, with the blocks that hold data."""
 
     def __init__(self, account_id: str, snapshot: Snapshot) -> None:
         super().__init__(account_id, snapshot)
@@ -36,13 +36,14 @@ class EBSSnapshot(models.EBSSnapshot):
 
 
 class EBSBackend(models.EBSBackend):
-    """moto knows only snapshots that were started here, keeps the blocks in memory and believes every checksum."""
+    """Blocks in the files of all snapshots. moto knows only snapshots started here, keeps blocks in memory and accepts any checksum."""
 
     _url_module = moto.ebs.urls
 
     def start_snapshot(
         self, volume_size: int, tags: Any, description: str, parent_id: str | None = None
     ) -> EBSSnapshot:
+        """Create a pending snapshot, with the content of its parent if there is one."""
         with hypervisor.current.lock:
             if parent_id:
                 self._snapshot(parent_id, "completed")
@@ -56,6 +57,7 @@ class EBSBackend(models.EBSBackend):
         self, snapshot_id: str, block_index: Any, block_data: Any, checksum: str | None,
         checksum_algorithm: str | None, data_length: Any,
     ) -> tuple[str | None, str | None]:  # fmt: skip
+        """Write a block to a pending snapshot after checking its size, place and SHA256 checksum."""
         snapshot = self._snapshot(snapshot_id, "pending")
         index, data = int(block_index), block_data if isinstance(block_data, bytes) else block_data.read()
         if len(data) != BLOCK or not 0 <= index < snapshot.volume_size * (1 << 30) // BLOCK:
@@ -66,6 +68,7 @@ class EBSBackend(models.EBSBackend):
         return checksum, checksum_algorithm
 
     def complete_snapshot(self, snapshot_id: str) -> str:
+        """Make a pending snapshot read-only and completed; return its state."""
         with hypervisor.current.lock:
             snapshot = self._snapshot(snapshot_id, "pending")
             hypervisor.current.disks.seal(snapshot_id)
@@ -73,10 +76,12 @@ class EBSBackend(models.EBSBackend):
         return "completed"
 
     def get_snapshot_block(self, snapshot_id: str, block_index: Any) -> models.Block:
+        """Return one block of a completed snapshot with its checksum."""
         self._snapshot(snapshot_id, "completed")
         return _block(hypervisor.current.disks.read_block(snapshot_id, int(block_index)))
 
     def list_snapshot_blocks(self, snapshot_id: str) -> EBSSnapshot:
+        """Return a completed snapshot with the tokens of the blocks that hold data."""
         snapshot = EBSSnapshot(self.account_id, self._snapshot(snapshot_id, "completed"))
         snapshot.blocks = {index: _token(snapshot_id, index) for index in hypervisor.current.disks.blocks(snapshot_id)}
         return snapshot
@@ -84,6 +89,7 @@ class EBSBackend(models.EBSBackend):
     def list_changed_blocks(
         self, first_snapshot_id: str, second_snapshot_id: str
     ) -> tuple[dict[int, tuple[str, str | None]], models.EBSSnapshot]:
+        """Return the tokens (first, second) of each block that differs between two snapshots, and the second snapshot."""
         self._snapshot(first_snapshot_id, "completed")
         second = EBSSnapshot(self.account_id, self._snapshot(second_snapshot_id, "completed"))
         changed = hypervisor.current.disks.changed_blocks(first_snapshot_id, second_snapshot_id)
@@ -138,5 +144,6 @@ def _start_snapshot(self: EBSResponse) -> ActionResult:
 
 
 def install() -> None:
+    """Replace moto's backend and handler by those of this module."""
     models.ebs_backends.backend = EBSBackend
     EBSResponse.start_snapshot = _start_snapshot  # type: ignore[method-assign]

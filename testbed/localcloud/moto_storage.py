@@ -1,7 +1,7 @@
-"""moto's volumes, snapshots and images with bytes in them.
+"""moto's volumes, snapshots and images, backed by files.
 
-moto keeps the books and speaks the API, but its volumes, snapshots and images hold no data. The classes here differ from
-moto's as is said at each method.
+moto keeps the records and answers the API, but its volumes, snapshots and images hold no data. The docstring of each
+method says how it differs from moto's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moto.ec2.models.elastic_block_store import Snapshot, Volume, VolumeAttachme
 from moto.ec2.utils import random_ami_id
 
 from localcloud import hypervisor
-from localcloud.hypervisor import Pair
+from localcloud.hypervisor import VolumeAndSnapshot
 
 
 class Ami(amis.Ami):
@@ -30,19 +30,22 @@ class Ami(amis.Ami):
 
     @property
     def block_device_mappings(self) -> list[dict[str, Any]]:
+        """The devices of the image, as the API lists them."""
         return [dict(mapping) for mapping in self.mappings]
 
     @property
     def snapshot_ids(self) -> list[str]:
+        """Ids of the snapshots that the image consists of, root device first."""
         return [mapping["Ebs"]["SnapshotId"] for mapping in self.mappings if mapping.get("Ebs", {}).get("SnapshotId")]
 
 
-class SlowSnapshot(elastic_block_store.Snapshot):
-    """A snapshot that is not ready before its bytes are there."""
+class PendingSnapshot(elastic_block_store.Snapshot):
+    """A snapshot that stays pending until its data are copied."""
 
     @property
     def progress(self) -> str:
-        return "100%" if self.status == "completed" else "0%"  # how far it is in between nobody asks QEMU
+        """100% when completed, 0% before."""
+        return "100%" if self.status == "completed" else "0%"  # nothing queries QEMU for the progress in between
 
 
 class Storage(ec2_models.EC2Backend):
@@ -53,39 +56,41 @@ class Storage(ec2_models.EC2Backend):
     def create_volume(
         self, size: Any, zone_name: str, snapshot_id: str | None = None, *args: Any, **kwargs: Any
     ) -> Volume:
-        """moto's volumes hold nothing, and may be smaller than their snapshot."""
+        """Create a volume with a file. moto's volumes hold nothing and may be smaller than their snapshot."""
         with hypervisor.current.lock:
             if snapshot_id:
-                least = self._complete(snapshot_id).volume_size
+                least = self._completed_snapshot(snapshot_id).volume_size
                 if size is not None and int(size) < least:
                     message = f"The size of a volume must be at least that of snapshot '{snapshot_id}': {least} GiB"
                     raise EC2ClientError("InvalidParameterValue", message)
             volume = super().create_volume(size, zone_name, snapshot_id, *args, **kwargs)
             volume.size = int(volume.size)
-            if not hypervisor.books_only():
+            if not hypervisor.is_records_only():
                 hypervisor.current.disks.create_volume(volume.id, volume.size, snapshot_id)
             return volume
 
     def delete_volume(self, volume_id: str) -> Volume:
+        """Delete a volume and its file."""
         with hypervisor.current.lock:
             volume = super().delete_volume(volume_id)
-            hypervisor.current.discard(volume)
+            hypervisor.current.discard_volume(volume)
             return volume
 
     def modify_volume(self, volume_id: str, target_size: Any = None, *args: Any, **kwargs: Any) -> Volume:
+        """Change a volume and grow its file. moto shrinks volumes too."""
         with hypervisor.current.lock:
             size = int(target_size) if target_size else None
             if size and size < self.get_volume(volume_id).size:
                 raise EC2ClientError("InvalidParameterValue", "New size cannot be smaller than existing size")
             volume = super().modify_volume(volume_id, size, *args, **kwargs)
             if size:
-                hypervisor.current.resize(volume)
+                hypervisor.current.resize_volume(volume)
             return volume
 
     def attach_volume(
         self, volume_id: str, instance_id: str, device_path: str, delete_on_termination: bool = False
     ) -> VolumeAttachment | None:
-        """moto attaches anything to anything, twice too."""
+        """Attach a volume after checking both. moto attaches any volume to any instance, even twice."""
         with hypervisor.current.lock:
             volume, instance = self.get_volume(volume_id), self.get_instance(instance_id)
             if volume.attachment:
@@ -101,19 +106,19 @@ class Storage(ec2_models.EC2Backend):
                 )
                 raise EC2ClientError("InvalidParameterValue", message)
             attachment = super().attach_volume(volume_id, instance_id, device_path, delete_on_termination)
-            if attachment and hypervisor.current.has_machine(instance_id):
+            if attachment and hypervisor.current.has_virtual_machine(instance_id):
                 attachment.status = "attaching"
                 hypervisor.current.wake()
             return attachment
 
     def detach_volume(self, volume_id: str, instance_id: str | None, device_path: str) -> VolumeAttachment:
-        """moto needs the instance and takes the volume away at once; the guest has to let go first."""
+        """Detach a volume once the guest releases it. moto requires the instance id and detaches at once."""
         with hypervisor.current.lock:
             attachment = self.get_volume(volume_id).attachment
             if not attachment:
                 raise EC2ClientError("IncorrectState", f"Volume '{volume_id}' is in the 'available' state.")
             instance = attachment.instance
-            if not hypervisor.current.has_machine(instance.id):
+            if not hypervisor.current.has_virtual_machine(instance.id):
                 return super().detach_volume(volume_id, instance_id or instance.id, device_path)
             if attachment.device == instance.root_device_name:
                 message = f"Unable to detach root volume '{volume_id}' from instance '{instance.id}'"
@@ -123,7 +128,7 @@ class Storage(ec2_models.EC2Backend):
             return attachment
 
     def finish_detach(self, volume: Volume) -> None:
-        """The guest has let go."""
+        """Record that the guest has released the volume."""
         if volume.attachment:
             super().detach_volume(volume.id, volume.attachment.instance.id, volume.attachment.device)
 
@@ -132,34 +137,36 @@ class Storage(ec2_models.EC2Backend):
     def create_snapshot(
         self, volume_id: str, description: str, owner_id: str | None = None, from_ami: str | None = None
     ) -> Snapshot:
+        """Start copying a volume into a snapshot, which is pending until the copy is complete."""
         with hypervisor.current.lock:
             volume = self.get_volume(volume_id)
             snapshot = self._open_snapshot(volume, description, owner_id, from_ami)
-        if not hypervisor.books_only():
-            self._take([(volume, snapshot)])
+        if not hypervisor.is_records_only():
+            self._take_snapshots([(volume, snapshot)])
         return snapshot
 
     def create_snapshots(self, instance_spec: dict[str, Any], description: str, tags: dict[str, str]) -> list[Snapshot]:
-        # moto takes one after the other; they must be of one moment.
-        with hypervisor.current.lock, hypervisor.books():
+        """Start copying all volumes of an instance as they are at one moment."""
+        # moto creates one after the other, but all must show the same moment.
+        with hypervisor.current.lock, hypervisor.records_only():
             snapshots = super().create_snapshots(instance_spec, description, tags)
-        self._take([(self.volumes[snapshot.volume.id], snapshot) for snapshot in snapshots])
+        self._take_snapshots([(self.volumes[snapshot.volume.id], snapshot) for snapshot in snapshots])
         return snapshots
 
     @staticmethod
-    def _take(pairs: Sequence[Pair]) -> None:
-        hypervisor.current.prepare(pairs)
+    def _take_snapshots(pairs: Sequence[VolumeAndSnapshot]) -> None:
+        hypervisor.current.prepare_snapshots(pairs)
         with hypervisor.current.lock:
-            hypervisor.current.take(pairs)
+            hypervisor.current.take_snapshots(pairs)
 
     def _open_snapshot(self, volume: Volume, description: str, owner: str | None, from_ami: str | None) -> Snapshot:
         snapshot = super().create_snapshot(volume.id, description, owner, from_ami)
-        # moto's snapshot grows with its volume.
+        # moto's snapshot would grow with its volume.
         snapshot.volume = copy.copy(volume)
         snapshot.status = "pending"
         return snapshot
 
-    def _complete(self, snapshot_id: str) -> Snapshot:
+    def _completed_snapshot(self, snapshot_id: str) -> Snapshot:
         snapshot = self.get_snapshot(snapshot_id)
         if snapshot.status != "completed":
             message = f"Snapshot is in invalid state - {snapshot.status}: '{snapshot_id}'"
@@ -167,24 +174,25 @@ class Storage(ec2_models.EC2Backend):
         return snapshot
 
     def add_snapshot(self, gib: int, description: str) -> Snapshot:
-        """A pending snapshot that comes from no volume."""
-        with hypervisor.books():
+        """Create a pending snapshot of ``gib`` GiB that comes from no volume."""
+        with hypervisor.records_only():
             volume = self.create_volume(gib, f"{self.region_name}a")
             snapshot = self.create_snapshot(volume.id, description)
             self.delete_volume(volume.id)
         return snapshot
 
     def copy_snapshot(self, source_snapshot_id: str, source_region: str, *args: Any, **kwargs: Any) -> Snapshot:
+        """Copy a completed snapshot, of this or another region, with its data."""
         with hypervisor.current.lock:
             source = ec2_models.ec2_backends[self.account_id][source_region]
-            original = source._complete(source_snapshot_id)  # type: ignore[attr-defined]
+            original = source._completed_snapshot(source_snapshot_id)  # type: ignore[attr-defined]
             snapshot = super().copy_snapshot(source_snapshot_id, source_region, *args, **kwargs)
             snapshot.volume = original.volume
             hypervisor.current.disks.copy_snapshot(source_snapshot_id, snapshot.id)
             return snapshot
 
     def delete_snapshot(self, snapshot_id: str) -> Snapshot:
-        """moto knows no image that was registered from a snapshot."""
+        """Delete a snapshot that no image uses. moto does not know which snapshots an image was registered from."""
         with hypervisor.current.lock:
             for image in self.amis.values():
                 if snapshot_id in getattr(image, "snapshot_ids", []):
@@ -200,14 +208,14 @@ class Storage(ec2_models.EC2Backend):
         self, instance_id: str, name: str, description: str, tag_specifications: Any, *,
         no_reboot: bool = True, mappings: Sequence[Mapping[str, Any]] = (),
     ) -> amis.Ami:  # fmt: skip
-        """moto's image has one empty snapshot and never touches the instance."""
+        """Create an image of all volumes of an instance. moto's image has one empty snapshot, and moto never reboots."""
         with hypervisor.current.lock:
             instance = self.get_instance(instance_id)
             if instance.state not in ("running", "stopped"):
                 raise EC2ClientError("IncorrectState", f"The instance '{instance_id}' is {instance.state}")
-            self._free_name(name)
+            self._check_name_is_free(name)
             changes = {mapping["DeviceName"]: mapping for mapping in mappings}
-            pairs: list[Pair] = []
+            pairs: list[VolumeAndSnapshot] = []
             devices = []
             for device, block in instance.get_block_device_mapping:
                 change = changes.pop(device, {})
@@ -216,21 +224,23 @@ class Storage(ec2_models.EC2Backend):
                 volume = self.volumes[block.volume_id]
                 snapshot = self._open_snapshot(volume, f"Created by CreateImage({instance_id})", None, None)
                 pairs.append((volume, snapshot))
-                ebs = self._ebs(snapshot, block.delete_on_termination, volume.volume_type)
-                devices.append({"DeviceName": device, "Ebs": ebs | hypervisor.given(change.get("Ebs", {}))})
+                ebs = self._ebs_mapping(snapshot, block.delete_on_termination, volume.volume_type)
+                devices.append({"DeviceName": device, "Ebs": ebs | hypervisor.without_none(change.get("Ebs", {}))})
             devices += [dict(mapping) for mapping in changes.values() if mapping.get("NoDevice") is None]
             image = self.add_image(
                 name, description, devices, instance.root_device_name, instance=instance, state="pending"
             )
             for specification in tag_specifications:
                 tags = {tag["Key"]: tag["Value"] for tag in specification["Tags"]}
-                owners = [image] if specification["ResourceType"] == "image" else [snapshot for _, snapshot in pairs]
+                owners = (
+                    [image] if specification["ResourceType"] == "image" else [snapshot for _unused, snapshot in pairs]
+                )
                 for owner in owners:
                     owner.add_tags(tags)
             if instance.state == "running" and not no_reboot:
-                hypervisor.current.take_at_reboot(instance, pairs)
+                hypervisor.current.take_snapshots_at_reboot(instance, pairs)
             else:
-                hypervisor.current.take(pairs)
+                hypervisor.current.take_snapshots(pairs)
             hypervisor.current.wake()
             return image
 
@@ -238,17 +248,17 @@ class Storage(ec2_models.EC2Backend):
         self, name: str | None = None, description: str | None = None, mappings: Sequence[Mapping[str, Any]] = (),
         root_device: str = "/dev/sda1", **attributes: Any,
     ) -> amis.Ami:  # fmt: skip
-        """moto drops all but name and description."""
+        """Register snapshots as an image. moto ignores everything but name and description."""
         with hypervisor.current.lock:
-            self._free_name(name)
+            self._check_name_is_free(name)
             devices = []
             for mapping in mappings:
                 ebs = dict(mapping.get("Ebs", {}))
                 if ebs.get("SnapshotId"):
-                    snapshot = self._complete(ebs["SnapshotId"])
-                    given = hypervisor.given(ebs)
-                    ebs = self._ebs(snapshot, mapping["DeviceName"] == root_device, "gp3") | given
-                    ebs["VolumeSize"] = self._size(ebs)
+                    snapshot = self._completed_snapshot(ebs["SnapshotId"])
+                    requested = hypervisor.without_none(ebs)
+                    ebs = self._ebs_mapping(snapshot, mapping["DeviceName"] == root_device, "gp3") | requested
+                    ebs["VolumeSize"] = self._volume_size(ebs)
                 devices.append({"DeviceName": mapping["DeviceName"], "Ebs": ebs})
             roots = [device for device in devices if device["DeviceName"] == root_device]
             if not roots or not roots[0]["Ebs"].get("SnapshotId"):
@@ -259,11 +269,11 @@ class Storage(ec2_models.EC2Backend):
     def copy_image(
         self, source_image_id: str, source_region: str, name: str | None = None, description: str | None = None
     ) -> amis.Ami:
-        """moto's copy has another empty snapshot."""
+        """Copy an image with its snapshots. moto's copy has another empty snapshot."""
         with hypervisor.current.lock:
             source = ec2_models.ec2_backends[self.account_id][source_region]
             image = source._usable_image(source_image_id)  # type: ignore[attr-defined]
-            self._free_name(name)
+            self._check_name_is_free(name)
             devices = copy.deepcopy(image.block_device_mappings)
             for device in devices:
                 if old := device.get("Ebs", {}).get("SnapshotId"):
@@ -278,36 +288,37 @@ class Storage(ec2_models.EC2Backend):
         *, instance: Any = None, state: str = "available", owner_id: str | None = None, public: bool = False,
         architecture: str | None = None, image_id: str | None = None, **attributes: Any,
     ) -> Ami:  # fmt: skip
-        """Enter an image of complete or pending snapshots in the books."""
-        with hypervisor.books():
+        """Add an image of completed or pending snapshots to the records."""
+        with hypervisor.records_only():
             image = Ami(
                 self, image_id or random_ami_id(), instance=instance, name=name, description=description, owner_id=owner_id,
                 public=public, virtualization_type="hvm", architecture=architecture or "x86_64", state=state,
                 hypervisor="xen", root_device_type="ebs", root_device_name=root_device, boot_mode="legacy-bios",
             )  # fmt: skip
-        self.snapshots.pop(image.ebs_snapshot.id)  # moto makes an empty one of 15 GiB
+        self.snapshots.pop(image.ebs_snapshot.id)  # moto creates an empty one of 15 GiB
         image.image_location = f"{image.owner_id}/{name}"
         image.mappings = sorted(devices, key=lambda device: device["DeviceName"] != root_device)
         image.ebs_snapshot = self.snapshots[image.snapshot_ids[0]]
-        for key, value in hypervisor.given(attributes).items():
+        for key, value in hypervisor.without_none(attributes).items():
             setattr(image, key, value)
         self.amis[image.id] = image
         return image
 
     def deregister_image(self, ami_id: str) -> None:
+        """Deregister an image that is not protected. moto knows no protection."""
         with hypervisor.current.lock:
             if getattr(self.amis.get(ami_id), "deregistration_protection", "disabled") != "disabled":
                 raise EC2ClientError("OperationNotPermitted", f"Deregistration protection is enabled for {ami_id}")
             super().deregister_image(ami_id)
 
-    def _free_name(self, name: str | None) -> None:
+    def _check_name_is_free(self, name: str | None) -> None:
         # moto accepts a second image of the same name.
         for image in self.amis.values():
             if image.name == name and image.owner_id == self.account_id:
                 raise EC2ClientError("InvalidAMIName.Duplicate", f"AMI name {name} is already in use by AMI {image.id}")
 
     @staticmethod
-    def _ebs(snapshot: Snapshot, delete: bool, volume_type: str) -> dict[str, Any]:
+    def _ebs_mapping(snapshot: Snapshot, delete: bool, volume_type: str) -> dict[str, Any]:
         return {
             "SnapshotId": snapshot.id, "VolumeSize": snapshot.volume_size, "DeleteOnTermination": delete,
             "VolumeType": volume_type, "Encrypted": snapshot.encrypted,
@@ -321,8 +332,8 @@ class Storage(ec2_models.EC2Backend):
             raise EC2ClientError("InvalidAMIID.Unavailable", f"The image ID '{image_id}' is not available")
         return image
 
-    def _size(self, ebs: Mapping[str, Any]) -> int:
-        snapshot = self._complete(ebs["SnapshotId"]) if ebs.get("SnapshotId") else None
+    def _volume_size(self, ebs: Mapping[str, Any]) -> int:
+        snapshot = self._completed_snapshot(ebs["SnapshotId"]) if ebs.get("SnapshotId") else None
         least = snapshot.volume_size if snapshot else 1
         size = int(ebs.get("VolumeSize") or least)
         if size < least:

@@ -1,6 +1,6 @@
-"""The HTTPS proxy on the API's port: it refuses connections to AWS and passes all others on.
+"""The HTTPS proxy on the API's port, which refuses connections to AWS and forwards all others.
 
-Clients in the region's environment have it in HTTPS_PROXY, so even one that ignores AWS_ENDPOINT_URL does not reach AWS.
+HTTPS_PROXY names it in the region's environment, so even a client that ignores AWS_ENDPOINT_URL does not reach AWS.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from urllib.parse import unquote, urlsplit
 from localcloud.clients import is_aws, outer_proxy
 
 CONNECT_SECONDS = 30.0
-IDLE_SECONDS = 600.0  # a tunnel without a byte for so long is closed
+IDLE_SECONDS = 600.0  # a tunnel without traffic for this long is closed
 CHUNK = 1 << 16
 
 
 class ProxyError(Exception):
-    """A connection that was not made; the text is one line."""
+    """A connection could not be made; the text is one line."""
 
 
 class ConnectMixin(BaseHTTPRequestHandler):
     """Answers the method CONNECT."""
 
     def do_CONNECT(self) -> None:
-        """Tunnel to the host and port that the client names, or refuse."""
+        """Open a tunnel to the host and port that the client names, or refuse."""
         self.close_connection = True
         host, _, port = self.path.rpartition(":")
         if not host or not port.isdecimal():
@@ -45,11 +45,11 @@ class ConnectMixin(BaseHTTPRequestHandler):
             with remote:
                 self.send_response_only(200, "Connection established")
                 self.end_headers()
-                _tunnel(self.rfile.read1, self.connection, remote)  # it may have read beyond the head
+                _tunnel(self.rfile.read1, self.connection, remote)  # rfile may have read beyond the head
 
 
 def connect(host: str, port: int, proxy: str | None) -> socket.socket:
-    """A connection to a host, through an HTTP proxy if its URL is given; raises OSError, ProxyError."""
+    """Return a connection to a host, through an HTTP proxy if its URL is given; raises OSError, ProxyError."""
     if not proxy:
         return _timed(socket.create_connection((host.strip("[]"), port), CONNECT_SECONDS))
     parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
@@ -81,7 +81,7 @@ def _timed(connection: socket.socket) -> socket.socket:
 
 
 def _head(connection: socket.socket) -> bytes:
-    """The head of an answer, read to its empty line and not a byte further: what follows belongs to the client."""
+    """Read the head of an answer up to its empty line, and no further: the rest belongs to the client."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = connection.recv(1)
@@ -92,7 +92,7 @@ def _head(connection: socket.socket) -> bytes:
 
 
 def _tunnel(read: Callable[[int], bytes], client: socket.socket, remote: socket.socket) -> None:
-    """Copy both ways until both sides have closed; ``read`` reads from the client."""
+    """Copy in both directions until both sides have closed; ``read`` reads from the client."""
     back = threading.Thread(target=_copy, args=(remote.recv, client, remote), daemon=True)
     back.start()
     _copy(read, remote, client)
@@ -104,7 +104,7 @@ def _copy(read: Callable[[int], bytes], target: socket.socket, source: socket.so
         while data := read(CHUNK):
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)
-    except OSError:  # one side is gone: so is the tunnel
+    except OSError:  # if one side is gone, close the other too
         for side in (source, target):
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)

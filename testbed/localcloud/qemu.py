@@ -16,19 +16,21 @@ from typing import Any, Self
 from localcloud.settings import GIB, HOST_FROM_GUEST, SSH_PORT
 
 START_SECONDS = 60.0  # QEMU opens its control socket within about 0.3 s on an idle machine
-ANSWER_SECONDS = 30.0  # QMP commands used here answer at once; more means a stuck process
-POWERDOWN_EVERY = 3.0  # seconds; a guest that is still booting does not hear the first press of the button
+ANSWER_SECONDS = 30.0  # the QMP commands used here return at once; a longer wait means a stuck process
+POWERDOWN_EVERY = 3.0  # seconds; a guest that is still booting ignores the first press of the power button
 
 
-class MachineError(Exception):
-    """A virtual machine that does not start or refuses a command; one line."""
+class VirtualMachineError(Exception):
+    """A virtual machine did not start or refused a command; the text is one line."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What a virtual machine is made of. ``disks`` maps volume ids to qcow2 files, the root volume first; ``accelerator``
-    is QEMU's arguments for accelerator and CPU; ``console`` and ``log`` are files, the sockets are Unix sockets;
-    ``command`` may stand for another program in place of QEMU's."""
+class VirtualMachineSpec:
+    """The configuration of a virtual machine.
+
+    ``disks`` maps volume ids to qcow2 files, the root volume first. ``accelerator`` holds QEMU's arguments for
+    accelerator and CPU. ``console`` and ``log`` are files, the sockets are Unix sockets.
+    """
 
     instance_id: str
     product: str
@@ -44,15 +46,15 @@ class Spec:
     public_ip: str | None = None
 
     def command(self) -> list[str]:
-        """The command line of QEMU."""
-        # The guest finds the metadata service on its own link, as on EC2; each connection to it becomes a socat process.
+        """Return QEMU's command line."""
+        # The guest reaches the metadata service on its own link, as on EC2; each connection starts a socat process.
         network = (
             f"user,id=net0,net=169.254.0.0/16,host={HOST_FROM_GUEST},dns=169.254.0.3,dhcpstart=169.254.1.15,"
             f"guestfwd=tcp:169.254.169.254:80-cmd:socat - UNIX-CONNECT:{self.metadata_socket}"
         )
         if self.public_ip:
             network += f",hostfwd={_forward(self.public_ip)}-:22"
-        # Both begin with ec2, by which cloud-init knows EC2 (cloud-init's ds-identify).
+        # Serial and UUID begin with ec2: cloud-init recognises EC2 by that (its ds-identify).
         uuid = "ec2" + self.instance_id.removeprefix("i-").ljust(29, "0")[:29]
         uuid = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
         arguments = ["qemu-system-x86_64", "-name", self.instance_id, "-nodefaults", "-no-user-config"]
@@ -63,30 +65,30 @@ class Spec:
         arguments += ["-device", "virtio-rng-pci", "-netdev", network]
         arguments += ["-device", f"virtio-net-pci,netdev=net0,mac={self.mac},romfile="]
         for number, (volume_id, path) in enumerate(self.disks.items()):
-            arguments += ["-blockdev", json.dumps(_node(volume_id, path))]
-            device = _device(volume_id) | ({"bootindex": 1} if number == 0 else {})
+            arguments += ["-blockdev", json.dumps(_block_node(volume_id, path))]
+            device = _disk_device(volume_id) | ({"bootindex": 1} if number == 0 else {})
             arguments += ["-device", json.dumps(device)]
         return arguments
 
 
 @dataclass
-class Machine:
-    """A running virtual machine. Made by ``launch``; the state of the rest is asked from QEMU each time."""
+class VirtualMachine:
+    """A running virtual machine, created by ``launch``. State that is not stored here is queried from QEMU each time."""
 
-    spec: Spec
+    spec: VirtualMachineSpec
     process: subprocess.Popen[bytes]
     control: Control
     public_ip: str | None
-    ends_at: float | None = None  # time.monotonic() at which power is cut, once it is going down
+    power_cut_at: float | None = None  # time.monotonic() at which power is cut, while it shuts down
     pressed_at: float = 0.0
-    seen: bool = False  # the guest has asked the metadata service since its last boot
-    backups: dict[str, str] = field(default_factory=dict)  # volume id of each snapshot id in the making
+    guest_is_up: bool = False  # the guest has requested metadata since its last boot
+    backups: dict[str, str] = field(default_factory=dict)  # snapshot id -> volume id, for each copy in progress
 
     @classmethod
-    def launch(cls, spec: Spec) -> Self:
-        """Start QEMU and wait for its control socket; raises MachineError.
+    def launch(cls, spec: VirtualMachineSpec) -> Self:
+        """Start QEMU and wait for its control socket; raises VirtualMachineError.
 
-        The kernel kills QEMU when the calling THREAD ends, however that comes about: call it from one that lives as
+        The kernel kills QEMU when the calling THREAD ends, for whatever reason: call this from a thread that runs as
         long as the region.
         """
         with spec.log.open("ab") as log:
@@ -96,30 +98,32 @@ class Machine:
             )  # fmt: skip
         try:
             return cls(spec, process, Control(spec.control_socket, process), spec.public_ip)
-        except MachineError as error:
+        except VirtualMachineError as error:
             process.kill()
             process.wait()
-            raise MachineError(f"{spec.instance_id}: {error}: {spec.log.read_text(errors='replace')[-500:]}") from None
+            raise VirtualMachineError(
+                f"{spec.instance_id}: {error}: {spec.log.read_text(errors='replace')[-500:]}"
+            ) from None
 
     def status(self) -> str:
-        """QEMU's run state (``running``, ``shutdown`` once the guest is off, ...) or ``gone``."""
+        """Return QEMU's run state (``running``, ``shutdown`` once the guest is off, ...) or ``gone``."""
         if self.process.poll() is not None:
             return "gone"
         try:
             return str(self.control("query-status")["status"])
-        except MachineError:
-            self.process.kill()  # a process that does not answer is as good as dead, and must not keep the disks
+        except VirtualMachineError:
+            self.process.kill()  # a process that does not respond is useless, and must not keep the disks open
             self.process.wait()
             return "gone"
 
-    def going_down(self, grace: float) -> bool:
-        """Press the power button, again while the guest does not hear it; True once it is off or ``grace`` s are over."""
+    def power_down(self, grace: float) -> bool:
+        """Press the power button, repeatedly until the guest reacts; return True once it is off or ``grace`` seconds have passed."""
         now = time.monotonic()
-        if self.ends_at is None:
-            self.ends_at = now + grace
+        if self.power_cut_at is None:
+            self.power_cut_at = now + grace
         if self.status() in ("shutdown", "gone"):
             return True
-        if now >= self.ends_at:
+        if now >= self.power_cut_at:
             return True
         if now - self.pressed_at >= POWERDOWN_EVERY:
             self.pressed_at = now
@@ -127,87 +131,90 @@ class Machine:
         return False
 
     def pause(self) -> None:
+        """Stop the guest's processors; its disks stay open."""
         self.control("stop")
 
     def reset(self) -> None:
-        """Boot again, whether the guest runs, is paused or is off."""
-        self.ends_at = None
+        """Boot the guest again, whether it is running, paused or off."""
+        self.power_cut_at = None
         self.pressed_at = 0.0
-        self.seen = False
+        self.guest_is_up = False
         self.control("system_reset")
         self.control("cont")
 
     def kill(self) -> None:
-        """End the process now; what the guest wrote before is in the files."""
+        """Kill the process now; what the guest has written is in the files."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
         self.control.close()
 
     def quit(self) -> None:
-        """End the process, its disks closed properly."""
+        """Let QEMU close its disks and exit."""
         if self.process.poll() is None:
             try:
                 self.control("quit")
                 self.process.wait(ANSWER_SECONDS)
-            except (MachineError, subprocess.TimeoutExpired):
+            except (VirtualMachineError, subprocess.TimeoutExpired):
                 self.process.kill()
         self.process.wait()
         self.control.close()
 
-    def plugged(self) -> set[str]:
-        """Ids of the volumes whose devices the guest has."""
+    def attached_volumes(self) -> set[str]:
+        """Return the ids of the volumes whose devices the guest has."""
         names = [entry["name"] for entry in self.control("qom-list", path="/machine/peripheral")]
         return {name.removeprefix("dev-") for name in names if name.startswith("dev-")}
 
-    def plug(self, volume_id: str, path: Path) -> None:
-        self.control("blockdev-add", **_node(volume_id, path))
+    def attach_volume(self, volume_id: str, path: Path) -> None:
+        """Give the guest the volume in file ``path`` as a new device; raises VirtualMachineError."""
+        self.control("blockdev-add", **_block_node(volume_id, path))
         try:
-            self.control("device_add", **_device(volume_id))
-        except MachineError:
+            self.control("device_add", **_disk_device(volume_id))
+        except VirtualMachineError:
             self.control("blockdev-del", **{"node-name": volume_id})
             raise
 
-    def unplug(self, volume_id: str) -> bool:
-        """Ask the guest to give the volume back; True once it has and the file is closed."""
-        if volume_id in self.plugged():
-            # QEMU refuses to ask again while the guest has not answered.
-            with contextlib.suppress(MachineError):
+    def detach_volume(self, volume_id: str) -> bool:
+        """Request the guest to release the volume; return True once it has and the file is closed."""
+        if volume_id in self.attached_volumes():
+            # QEMU refuses a second request while the first one is pending.
+            with contextlib.suppress(VirtualMachineError):
                 self.control("device_del", id=f"dev-{volume_id}")
             return False
         if volume_id in self._nodes():
             self.control("blockdev-del", **{"node-name": volume_id})
         return True
 
-    def resize(self, volume_id: str, gib: int) -> None:
+    def resize_volume(self, volume_id: str, gib: int) -> None:
+        """Grow an attached volume to ``gib`` GiB."""
         self.control("block_resize", **{"node-name": volume_id, "size": gib * GIB})
 
-    def forward(self, public_ip: str | None) -> None:
-        """Make SSH reachable at another address; raises MachineError when that is taken."""
+    def forward_ssh(self, public_ip: str | None) -> None:
+        """Make SSH reachable at another address, or at none; raises VirtualMachineError if the address is taken."""
         if self.public_ip:
             self._monitor(f"hostfwd_remove net0 {_forward(self.public_ip)}")
             self.public_ip = None
         if public_ip:
             if answer := self._monitor(f"hostfwd_add net0 {_forward(public_ip)}-:22"):
-                raise MachineError(answer)
+                raise VirtualMachineError(answer)
             self.public_ip = public_ip
 
-    def back_up(self, targets: Mapping[str, tuple[str, Path]]) -> None:
-        """Start copying volumes, all as they are at this moment: volume id -> (snapshot id, its raw file).
+    def start_backups(self, targets: Mapping[str, tuple[str, Path]]) -> None:
+        """Start copying volumes, all as they are at this moment.
 
-        Only what the qcow2 files themselves hold is copied (sync top); the raw files start as their backing files.
-        A full copy would write every zero.
+        ``targets`` maps volume ids to (snapshot id, its raw file). QEMU copies only what the qcow2 files themselves hold
+        (sync top) onto raw files that start as copies of their backing files: a full copy would write every zero.
         """
         actions = []
         for volume_id, (snapshot_id, path) in targets.items():
-            self.control("blockdev-add", **_node(snapshot_id, path, "raw"))
+            self.control("blockdev-add", **_block_node(snapshot_id, path, "raw"))
             job = {"job-id": snapshot_id, "device": volume_id, "target": snapshot_id, "sync": "top"}
             actions.append({"type": "blockdev-backup", "data": job | {"auto-dismiss": False}})
         self.control("transaction", actions=actions)
-        self.backups |= {snapshot_id: volume_id for volume_id, (snapshot_id, _) in targets.items()}
+        self.backups |= {snapshot_id: volume_id for volume_id, (snapshot_id, _unused) in targets.items()}
 
     def finished_backups(self) -> dict[str, str | None]:
-        """Snapshot ids whose copy has ended since the last call, each with its error or None."""
+        """Return the snapshots whose copy has finished since the last call: snapshot id -> error, None on success."""
         if not self.backups:
             return {}
         ended: dict[str, str | None] = {}
@@ -237,11 +244,11 @@ class Control:
         try:
             self._read()  # the greeting
         except OSError as error:
-            raise MachineError(f"QEMU closed its control socket ({error})") from error
+            raise VirtualMachineError(f"QEMU closed its control socket ({error})") from error
         self("qmp_capabilities")
 
     def __call__(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return its answer; raises MachineError."""
+        """Run a command and return its answer; raises VirtualMachineError."""
         with self._lock:
             try:
                 self._stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
@@ -251,17 +258,18 @@ class Control:
                     if "return" in message:
                         return message["return"]
                     if "error" in message:
-                        raise MachineError(f"{command}: {message['error']['desc']}")
+                        raise VirtualMachineError(f"{command}: {message['error']['desc']}")
             except (OSError, ValueError) as error:
-                raise MachineError(f"{command}: no answer ({error})") from error
+                raise VirtualMachineError(f"{command}: no answer ({error})") from error
 
     def close(self) -> None:
+        """Close the connection to QEMU."""
         self._socket.close()
 
     def _read(self) -> dict[str, Any]:
         line = self._stream.readline()
         if not line:
-            raise MachineError("QEMU closed its control socket")
+            raise VirtualMachineError("QEMU closed its control socket")
         message: dict[str, Any] = json.loads(line)
         return message
 
@@ -270,7 +278,7 @@ class Control:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise MachineError(f"QEMU ended with status {process.returncode}")
+                raise VirtualMachineError(f"QEMU ended with status {process.returncode}")
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(str(path))
@@ -279,20 +287,20 @@ class Control:
                 time.sleep(0.05)
             else:
                 return connection
-        raise MachineError(f"QEMU opened no control socket within {START_SECONDS:.0f} s")
+        raise VirtualMachineError(f"QEMU opened no control socket within {START_SECONDS:.0f} s")
 
 
 def _forward(public_ip: str) -> str:
     return f"tcp:{public_ip}:{SSH_PORT}"
 
 
-def _node(name: str, path: Path, driver: str = "qcow2") -> dict[str, Any]:
-    # no-flush is cache=unsafe: what the guest wrote survives QEMU's end, only not a power cut of this machine.
+def _block_node(name: str, path: Path, driver: str = "qcow2") -> dict[str, Any]:
+    # no-flush is cache=unsafe: what the guest wrote survives the end of QEMU, but not a power cut of the host.
     file = {"driver": "file", "filename": str(path), "cache": {"no-flush": True}}
     return {"driver": driver, "node-name": name, "file": file, "discard": "unmap", "detect-zeroes": "unmap"}
 
 
-def _device(volume_id: str) -> dict[str, Any]:
-    # The guest names the disk by this serial, as it names EBS volumes on AWS: without the dash, 20 characters at most.
+def _disk_device(volume_id: str) -> dict[str, Any]:
+    # The guest names the disk by this serial, as it names EBS volumes on AWS: no dash, 20 characters at most.
     serial = volume_id.replace("-", "")[:20]
     return {"driver": "virtio-blk-pci", "id": f"dev-{volume_id}", "drive": volume_id, "serial": serial}

@@ -1,4 +1,4 @@
-"""Where the local region keeps its files and how much of the machine it may use."""
+"""Settings of the local region: where it keeps its files, and how much of the host it may use."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-ACCOUNT = "123456789012"  # moto's account for every access key that it did not issue itself
+ACCOUNT = "123456789012"  # moto's account for all access keys that it did not issue itself
 DEBIAN_ACCOUNT = "136693071363"  # owner of Debian's images on AWS (wiki.debian.org/Cloud/AmazonEC2Image)
 SSH_PORT = 2222  # ports below 1024 need root
-HOST_FROM_GUEST = "169.254.0.2"  # QEMU's user network maps it to this machine's loopback
-NOTICE_SECONDS = 86400  # longest notice of an interruption; EC2 gives 120 s
+HOST_FROM_GUEST = "169.254.0.2"  # QEMU's user network maps it to the host's loopback
+NOTICE_SECONDS = 86400  # longest interruption notice; EC2 gives 120 s
 GIB = 1 << 30
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used; one line naming it, what was found and what is allowed."""
+    """A setting cannot be used; the text is one line with its name, what was found and what is allowed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``state`` (folder of one region), ``cache`` (images), ``disk`` (raw disk in place of the base image, if any), the name
-    of the region, limits of one virtual machine and the seconds a guest gets to shut down before its power is cut."""
+    """The settings of one region.
+
+    ``state`` is the folder of the region, ``cache`` that of images, ``disk`` a raw disk to use instead of the base image
+    (if any), and ``region`` the name. ``vcpus`` and ``memory_mib`` limit each virtual machine. ``stop_seconds`` and
+    ``terminate_seconds`` are the time a guest gets to shut down before its power is cut.
+    """
 
     state: Path
     cache: Path
@@ -34,12 +38,12 @@ class Settings:
 
     @property
     def record(self) -> Path:
-        """File with the running region's ports, as JSON."""
+        """File with the running region's process and ports, as JSON."""
         return self.state / "region.json"
 
     @property
     def lock(self) -> Path:
-        """File that the running region holds locked: the kernel frees it whatever way the region ends."""
+        """File that the running region keeps locked; the kernel releases it however the region ends."""
         return self.state / "lock"
 
     @property
@@ -54,7 +58,7 @@ class Settings:
 
 
 def load() -> Settings:
-    """Settings from the environment; raises SettingError."""
+    """Read the settings from the environment; raises SettingError."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Settings(
         state=Path(os.environ.get("LOCALCLOUD_DIR") or Path(__file__).resolve().parents[2] / ".localcloud").absolute(),

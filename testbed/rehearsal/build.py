@@ -1,7 +1,7 @@
 """Build the rehearsal's three archives and SHA256SUMS into a folder: image, miniature bundle, empty VEP cache.
 
-Needs Python 3.11, pip, mmdebstrap, umoci and skopeo; neither a docker daemon nor root (then with uidmap). Nothing is
-rebuilt while the sources in this folder and the archives are as recorded.
+The build needs Python 3.11, pip, mmdebstrap, umoci and skopeo, and without root also uidmap, but no docker daemon. It
+rebuilds nothing while the sources in this folder and the archives match the record.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ IMAGE, BUNDLE, VEP = "pcgr-rehearsal.docker.tar.gz", "pcgr-rehearsal-bundle.tgz"
 RECORD = "pcgr-rehearsal.json"
 PACKAGES = ("python3-minimal", "libpython3.11-stdlib", "dash")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")  # Debian 12 has glibc 2.36
-EPOCH = 1786320000  # 2026-08-10, the day of PCGR 2.3.2: files carry no younger date, unless SOURCE_DATE_EPOCH says so
+EPOCH = (
+    1786320000  # 2026-08-10, when PCGR 2.3.2 was released: the newest date of any file, unless SOURCE_DATE_EPOCH is set
+)
 
 
 class BuildError(RuntimeError):
@@ -41,13 +43,13 @@ class BuildError(RuntimeError):
 
 
 def build(out: Path, cache: Path) -> dict[str, Any]:
-    """Make the archives in `out` unless they are there already; returns the record (also ``pcgr-rehearsal.json``).
+    """Build the archives in `out` unless they are up to date; return the record, which is also in ``pcgr-rehearsal.json``.
 
-    Keys: sources (hash), reference, image_id (``sha256:`` and 64 digits), unpacked_bytes, files {name: sha256}.
+    Its keys: sources (hash), reference, image_id (``sha256:`` and 64 digits), unpacked_bytes, files {name: sha256}.
     """
     out.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    with buildlock.held(out / ".rehearsal.lock", _say, "the rehearsal image"):
+    with buildlock.exclusive_lock(out / ".rehearsal.lock", _say, "the rehearsal image"):
         sources = source_hash()
         record = _recorded(out, sources)
         if record is None:
@@ -59,7 +61,7 @@ def build(out: Path, cache: Path) -> dict[str, Any]:
 
 
 def source_hash() -> str:
-    """Hash of everything in this folder that decides what the archives hold."""
+    """Return a hash of everything in this folder that determines the content of the archives."""
     digest = hashlib.sha256(str(_epoch()).encode())
     for path in sorted([*HERE.rglob("*.py"), HERE / "requirements.txt"]):
         digest.update(f"{path.relative_to(HERE)}\0".encode() + path.read_bytes() + b"\0")
@@ -68,7 +70,7 @@ def source_hash() -> str:
 
 def _build(out: Path, cache: Path, sources: str) -> dict[str, Any]:
     _check_host()
-    for leftover in out.glob(".rehearsal-*"):  # of a build that was killed; the lock says that none is running
+    for leftover in out.glob(".rehearsal-*"):  # of a killed build; the lock ensures that no other is running
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=out) as folder:
         work = Path(folder)
@@ -91,7 +93,9 @@ def _build(out: Path, cache: Path, sources: str) -> dict[str, Any]:
             "unpacked_bytes": size,
             "files": files,
         }
-        _replace(out / RECORD, json.dumps(record, indent=2) + "\n")  # last: it vouches for the others
+        _replace(
+            out / RECORD, json.dumps(record, indent=2) + "\n"
+        )  # written last, because it states that the others are complete
     return record
 
 
@@ -105,7 +109,7 @@ def _recorded(out: Path, sources: str) -> dict[str, Any] | None:
 
 
 def _base(cache: Path) -> Path:
-    """Debian's Python as mmdebstrap's tar, from this host's Debian sources, or mmdebstrap's own when it has none."""
+    """Return mmdebstrap's tar of Debian's Python, from the host's Debian sources or else mmdebstrap's defaults."""
     target = cache / f"rehearsal-base-{_short(*PACKAGES, hostapt.SUITE)}.tar"
     if target.exists():
         return target
@@ -118,7 +122,7 @@ def _base(cache: Path) -> Path:
             mirrors[-1].write_text(text)
         part = target.with_suffix(f".{os.getpid()}.part")
         options = [f"--aptopt={option}" for option in apt.options]
-        # `extract` unpacks and runs no package's scripts: five seconds instead of forty, and no chroot
+        # `extract` only unpacks and runs no package scripts: five seconds instead of forty, and no chroot
         command = [
             "mmdebstrap",
             "--quiet",
@@ -160,7 +164,7 @@ def _wheels(cache: Path) -> Path:
 
 
 def _image(work: Path) -> str:
-    """Turn work/layer.tar into work/IMAGE, an archive for `docker load`; returns the image's id."""
+    """Turn work/layer.tar into work/IMAGE, an archive for `docker load`; return the id of the image."""
     layout = str(work / "oci")
     image, created = f"{layout}:rehearsal", datetime.fromtimestamp(_epoch(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     history = [f"--history.created={created}", "--history.author=umccr.pcgr"]
@@ -214,7 +218,7 @@ def _pack(target: Path, tree: Path) -> None:
 
 
 def _write_sums(out: Path, files: dict[str, str]) -> None:
-    """Put our lines into SHA256SUMS; lines of other files stay."""
+    """Write the checksums into SHA256SUMS; lines of other files stay."""
     path = out / "SHA256SUMS"
     lines = {line.split(maxsplit=1)[1]: line for line in path.read_text().splitlines()} if path.exists() else {}
     lines |= {name: f"{digest}  {name}" for name, digest in files.items()}
@@ -268,6 +272,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m rehearsal.build`; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the archives and SHA256SUMS")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umccr.pcgr"

@@ -1,7 +1,7 @@
-"""The miniature data bundle and VEP cache: what PCGR 2.3.2 looks for at its start, and nothing clinical.
+"""Write the miniature data bundle and VEP cache: the files that PCGR 2.3.2 checks at its start, and nothing clinical.
 
-With the seven metadata tables, the phenotype table, the version file and the VEP folders the real `pcgr` 2.3.2 reaches its
-input validation, with the tag tables it passes it, and then it stops for want of the assembly's FASTA file.
+With the seven metadata tables, the phenotype table, the version file and the VEP folders, the real `pcgr` 2.3.2 reaches its
+input validation. With the tag tables it passes validation, then stops because the assembly's FASTA file is missing.
 The "genes" of the panels are whole chromosomes: ENSG00000000017 is chromosome 17; X and Y are 23 and 24.
 """
 
@@ -16,7 +16,7 @@ from rehearsal.pcgr_rehearsal.arguments import PANELS
 
 LONGEST = 300_000_000  # bases; above the length of any human chromosome (chromosome 1: 249 million)
 
-# INFO tags that PCGR adds itself, so that a VCF that brings one is refused: a few of each source
+# INFO tags that PCGR adds itself, so it refuses a VCF that has one: a few of each source
 _OTHER = ("VAR_ID", "VARIANT_CLASS", "ONCOGENICITY", "MUTATION_HOTSPOT", "TSG", "ONCOGENE", "VEP_ALL_CSQ")
 _VEP = ("Consequence", "IMPACT", "SYMBOL", "Gene", "Feature", "BIOTYPE", "EXON", "HGVSc", "HGVSp", "CSQ")
 _TRACKS = {
@@ -67,7 +67,7 @@ def write_bundle(folder: Path) -> None:
 
 
 def write_vep(folder: Path) -> None:
-    """Write the empty cache folders (a note in each, so that archives keep them)."""
+    """Write the empty cache folders, with a README in each so that archives keep them."""
     for name in VEP_ASSEMBLY.values():
         _text(folder / "homo_sapiens" / f"{VEP}_{name}" / "README", f"{NOTICE}: an empty VEP cache.\n")
 
@@ -118,7 +118,7 @@ def _panels(base: Path, assembly: str) -> None:
 
 
 def _cpg(base: Path) -> None:
-    """The genes of cpsr's --secondary_findings and --pgx_findings: one stand-in for each."""
+    """Write one stand-in gene each for cpsr's --secondary_findings and --pgx_findings."""
     sources = ("ACMG_SF", "CPIC_PGX_ONCOLOGY")
     rows = [(source, "ENSG00000000001", "REHEARSAL_CHR1", ".", ".", ".", ".", ".") for source in sources]
     _packed(base / "gene" / "tsv" / "gene_cpg" / "gene_cpg.tsv.gz", _lines([_CPG_COLUMNS, *rows]))

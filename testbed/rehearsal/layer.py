@@ -1,4 +1,4 @@
-"""The one layer of the rehearsal image: Debian's Python, the wheels, the tool, all byte-compiled; no root needed."""
+"""Write the only layer of the rehearsal image: Debian's Python, the wheels and the tool, byte-compiled. Needs no root."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = "opt/mambaforge/envs/pcgr"  # where upstream's image has its tools
+PREFIX = "opt/mambaforge/envs/pcgr"  # where PCGR's image has its tools
 SITE = f"{PREFIX}/lib/rehearsal"
 COMMANDS = ("pcgr", "cpsr")
 CACHE_TAG = "cpython-311"  # Debian 12's Python
@@ -28,7 +28,7 @@ _FILES = {
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
 }
 _FOLDERS = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "mnt": 0o755, "root": 0o700, "run": 0o755, "tmp": 0o1777}
-# What Python does not need to run the tool; copyright files stay.
+# What the tool does not need to run. Copyright files stay.
 _UNUSED = (
     "usr/share/locale/",
     "usr/share/man/",
@@ -51,15 +51,16 @@ _UNUSED = (
     "usr/libexec/dpkg/",
     "dev/",
 )
-# pip's notes; RECORD differs from machine to machine, as it has the checksums of scripts that name pip's Python.
+# pip's metadata. RECORD differs between hosts, because it has the checksums of scripts that name pip's Python.
 _NOTES = ("RECORD", "INSTALLER", "REQUESTED")
 _UNUSED_ENDS = (".pxd", ".pyx", ".h", ".c", ".pyc", ".pyi")
 
 
 def write_layer(target: Path, base: Path, wheels: Path, package: Path, epoch: int) -> int:
-    """Write the layer as a tar file, members sorted, owned by root, none younger than `epoch`; returns its files' bytes.
+    """Write the layer as a tar file: members sorted, owned by root, not newer than `epoch` (seconds since 1970).
 
-    `base` is mmdebstrap's tar, `wheels` a folder filled by ``pip install --target``, `package` the tool's package.
+    `base` is mmdebstrap's tar, `wheels` a folder filled by ``pip install --target``, `package` the tool's package. Return
+    the total size of the files in bytes.
     """
     members = dict(_debian(base))
     for source, below in ((wheels, SITE), (package, f"{SITE}/{package.name}")):
@@ -119,7 +120,7 @@ def _tree(source: Path, below: str) -> Iterator[tuple[str, Member]]:
 
 
 def _compiled(members: dict[str, Member]) -> Iterator[tuple[str, Member]]:
-    """Byte code that is used as it is: nothing is compared at start, nothing depends on the time of the build."""
+    """Compile to byte code that Python uses without comparing it to the source, and that does not depend on build time."""
     with tempfile.TemporaryDirectory() as folder:
         source, code = Path(folder, "source.py"), Path(folder, "code.pyc")
         for name, (entry, data) in list(members.items()):
@@ -130,7 +131,7 @@ def _compiled(members: dict[str, Member]) -> Iterator[tuple[str, Member]]:
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             try:
                 py_compile.compile(str(source), str(code), f"/{name}", doraise=True, invalidation_mode=mode)
-            except py_compile.PyCompileError:  # a few of the standard library's are meant not to compile
+            except py_compile.PyCompileError:  # a few files of the standard library do not compile, on purpose
                 continue
             target = f"{path.parent}/__pycache__/{path.stem}.{CACHE_TAG}.pyc"
             yield target, _file(target, code.read_bytes())

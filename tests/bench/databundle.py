@@ -97,7 +97,7 @@ def make_archive(gib: float, console: Console) -> tuple[Path, Path]:
     table = data / "biomarker/tsv/evidence.tsv"
     table.parent.mkdir(parents=True)
     with table.open("w") as out:
-        for _ in range(int(total * 0.15 * 3 / 90)):
+        for _unused in range(int(total * 0.15 * 3 / 90)):
             out.write(
                 f"{chance.choice(genes)}\t{chance.randrange(1 << 40)}\t{chance.random():.4f}\tpathogenic evidence\n"
             )
@@ -192,7 +192,7 @@ def measure(command: list[str], folder: Path, figures: Figures) -> None:
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=folder)
     watcher.start()
-    _, status, usage = os.wait4(process.pid, 0)
+    _unused, status, usage = os.wait4(process.pid, 0)
     figures.seconds.append(time.monotonic() - start)
     done.set()
     watcher.join()

@@ -87,14 +87,14 @@ class Files(BaseHTTPRequestHandler):
                 with self.lock:
                     Files.sent += done
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_unused: Any) -> None:
         pass
 
 
 class Server(ThreadingHTTPServer):
     """Clients may go as they please."""
 
-    def handle_error(self, *_: Any) -> None:
+    def handle_error(self, *_unused: Any) -> None:
         pass
 
 

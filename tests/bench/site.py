@@ -20,7 +20,7 @@ from databundle import machine
 from rich.console import Console
 from rich.table import Table
 
-from harness import region as harness
+import harness
 
 
 def main() -> int:
@@ -36,15 +36,15 @@ def main() -> int:
     with console.status("images ...") as status:
         harness.prepare_images(log, status.update)
         key = harness.make_key(folder / "key")
-        with harness.region(folder / "cloud", log) as environment:
+        with harness.local_region(folder / "cloud", log) as environment:
             settings = harness.key_variables(key) | {"consumer_queue_name": "pcgr"}
             for number in range(arguments.runs):
                 inventory = folder / f"{number}.json"
                 status.update(f"machine {number + 1} of {arguments.runs} boots")
-                with harness.plain_machine(environment, key, inventory):
+                with harness.plain_instance(environment, key, inventory):
                     for which, found in seconds.items():
                         start = time.monotonic()
-                        for task in harness.playbook("site.yml", settings, environment, log, "-i", str(inventory)):
+                        for task in harness.run_playbook("site.yml", settings, environment, log, "-i", str(inventory)):
                             status.update(f"machine {number + 1} of {arguments.runs}, {which} run: {task}")
                         found.append(time.monotonic() - start)
                 changed = re.findall(r"changed=(\d+)", log.read_text().rpartition("PLAY RECAP")[2])

@@ -44,7 +44,7 @@ for key in sorted(last, key=lambda key: (last[key], key)):
     "%.1f" % ((moment - last[key]) / 3600)
 """
 OURS = """
-choice = choose([read_history(path)], Evidence(), Wish(), moment)
+choice = choose([read_history(path)], Evidence(), Request(), moment)
 """
 CHILD = """
 import sys, time
@@ -58,9 +58,9 @@ peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if
 print(time.perf_counter() - began, time.process_time() - busy, peak)
 """
 IMPORTS = """
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish, choose
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Request, choose
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import read_history
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.reader import read_history
 from support import ROOT
 """
 
@@ -114,7 +114,7 @@ def main() -> None:
         console.print(f"making {arguments.records:,} records ...")
         make_history(path, arguments.records, arguments.indent)
         size = path.stat().st_size
-        for _ in range(arguments.runs):
+        for _unused in range(arguments.runs):
             figures["predecessor's loop"].append(run("", PREDECESSOR, path))
             figures["spot_price"].append(run(IMPORTS, OURS, path))
     table = Table(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import region as harness
+import harness
 from support.region import Region
 
 
@@ -16,5 +16,5 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     log = folder / "log"
     harness.prepare_images(log, print)
     key = harness.make_key(folder / "key")
-    with harness.region(folder / "cloud", log) as environment:
+    with harness.local_region(folder / "cloud", log) as environment:
         yield Region(environment, folder, key, harness.key_variables(key))

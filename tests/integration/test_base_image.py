@@ -16,7 +16,7 @@ import pytest
 
 from localcloud import image, metadata
 from localcloud.accelerator import QEMU, accelerator
-from localcloud.qemu import Spec
+from localcloud.qemu import VirtualMachineSpec
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,7 +52,7 @@ class Guest:
             public_key=self.key.with_suffix(".pub").read_text(),
             user_data=USER_DATA,
         )
-        spec = Spec(
+        spec = VirtualMachineSpec(
             instance_id=self.view.instance_id,
             product="t3.small",
             vcpus=2,

@@ -150,7 +150,7 @@ def test_a_blank_disk_is_made_ready_mounted_and_there_after_a_reboot(machine: Ma
         pytest.skip(f"this kernel has no {filesystem}")
     file = machine.disk(400)
     settings = {"base_data_filesystem": filesystem}
-    predicted, _ = machine.play("--check", **settings)
+    predicted, _unused = machine.play("--check", **settings)
     assert not file.read_bytes().strip(b"\0"), "check mode wrote to the disk"
     assert predicted == 3  # file system, mount, declarations
     assert machine.play(**settings)[0] == 4  # and the handler

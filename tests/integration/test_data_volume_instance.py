@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import testinfra
 
-from harness import region as harness
+import harness
 
 if TYPE_CHECKING:
     from support.region import Region
@@ -30,7 +30,7 @@ def play(region: Region, name: str, *options: str, **variables: Any) -> tuple[in
     before = region.log.stat().st_size if region.log.exists() else 0
     settings = region.variables | {"aws_name": NAME, "aws_bucket": NAME} | variables
     less = ["--skip-tags", "docker,runtime,consumer"]
-    for task in harness.playbook(name, settings, region.environment, region.log, *less, *options):
+    for task in harness.run_playbook(name, settings, region.environment, region.log, *less, *options):
         print(task)
     said = region.log.read_text()[before:]
     changed = re.search(r"(?m)^(?!localhost)\S+ +: ok=\d+ +changed=(\d+)", said.rpartition("PLAY RECAP")[2])
@@ -92,7 +92,7 @@ def test_a_blank_volume_is_filled_and_grows(region: Region) -> None:
     assert name in host(region).check_output("cat /etc/fstab")
     assert host(region).file(f"/mnt/pcgr/{STAMP}").is_file
     region.client("ec2").modify_volume(VolumeId=data_volume(region), Size=2)
-    changed, _ = play(region, "aws.yml", aws_data_volume_gb=2)
+    changed, _unused = play(region, "aws.yml", aws_data_volume_gb=2)
     assert changed == 1
     assert int(host(region).check_output("stat -f -c %b /mnt/pcgr")) * 4096 > 1.8 * 2**30
 
@@ -106,7 +106,7 @@ def test_an_export_is_only_mounted(region: Region) -> None:
     port = int(region.environment["LOCALCLOUD_SSH_PORT"])
     harness.write_inventory(inventory, running(region)["PublicIpAddress"], port, region.key)
     export = {"base_data_source": "127.0.0.1:/mnt/pcgr", "base_data_readonly": True, "pcgr_root": "/srv/pcgr"}
-    _, said = play(region, "site.yml", "-i", str(inventory), **export)
+    _unused, said = play(region, "site.yml", "-i", str(inventory), **export)
     assert "changed: [" not in said.partition("Ensure the reference data are installed")[2].partition("TASK [")[0]
     assert play(region, "site.yml", "-i", str(inventory), **export)[0] == 0
     found = mounts(region, "/srv/pcgr")
@@ -124,8 +124,10 @@ def test_a_snapshot_serves_the_next_machine(region: Region) -> None:
     first = running(region)["InstanceId"]
     ec2.terminate_instances(InstanceIds=[first])
     ec2.get_waiter("instance_terminated").wait(InstanceIds=[first])
-    _, said = play(region, "aws.yml", aws_data_snapshot=snapshot)
-    brought = said.partition("umccr.pcgr.databundle : Ensure the reference data are installed")[2].partition("TASK [")[0]
+    _unused, said = play(region, "aws.yml", aws_data_snapshot=snapshot)
+    brought = said.partition("umccr.pcgr.databundle : Ensure the reference data are installed")[2].partition("TASK [")[
+        0
+    ]
     assert "ok: [" in brought
     assert "changed: [" not in brought
     reboot(region)

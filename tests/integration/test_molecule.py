@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness import containers
-from harness import region as harness
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "dockerd", *options], stdout=log, stderr=log)
     try:
-        for _ in range(60):
+        for _unused in range(60):
             if subprocess.run(["docker", "version"], check=False, capture_output=True, env=environment).returncode == 0:
                 break
             assert process.poll() is None, (folder / "log").read_text()
@@ -61,7 +61,7 @@ def stages(output: list[tuple[float, str]], end: float) -> list[tuple[str, float
             found.append((begins[1], when, []))
         elif found:
             found[-1][2].append(line)
-    ends = [when for _, when, _ in found[1:]] + [end]
+    ends = [when for _unused, when, _unused in found[1:]] + [end]
     return [(name, until - when, "\n".join(text)) for (name, when, text), until in zip(found, ends, strict=True)]
 
 
@@ -78,11 +78,11 @@ def test_scenario(scenario: str, daemon: dict[str, str]) -> None:
         assert process.stdout
         for line in process.stdout:
             output.append((time.monotonic(), line.rstrip("\n")))
-    said = "\n".join(line for _, line in output)
+    said = "\n".join(line for _unused, line in output)
     assert process.returncode == 0, said
     ran = stages(output, time.monotonic())
-    print(f"{scenario}:", ", ".join(f"{name} {seconds:.0f} s" for name, seconds, _ in ran))
-    first = {name: seconds for name, seconds, _ in ran}
+    print(f"{scenario}:", ", ".join(f"{name} {seconds:.0f} s" for name, seconds, _unused in ran))
+    first = {name: seconds for name, seconds, _unused in ran}
     print(
         f"{scenario}: the second run of the site play took {first['idempotence'] / first['converge']:.2f} of the first"
     )
@@ -90,8 +90,8 @@ def test_scenario(scenario: str, daemon: dict[str, str]) -> None:
     def changes(text: str) -> int:
         return int(re.findall(MACHINE.format(scenario=scenario), text, flags=re.MULTILINE)[-1])
 
-    before, after = (changes(text) for name, _, text in ran if name == "check")
-    converged = changes(next(text for name, _, text in ran if name == "converge"))
+    before, after = (changes(text) for name, _unused, text in ran if name == "check")
+    converged = changes(next(text for name, _unused, text in ran if name == "converge"))
     assert converged > 0
     assert before > 0  # check mode on the machine as it was predicts; it does not only skip
     assert after == 0

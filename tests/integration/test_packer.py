@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import region as harness
+import harness
 
 if TYPE_CHECKING:
     from support.region import Region

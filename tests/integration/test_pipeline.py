@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import testinfra
 
-from harness import region as harness
+import harness
 from support.bad_input import CORPUS, header_of
 from support.samples import Make
 
@@ -39,7 +39,7 @@ def play(region: Region, name: str, *options: str, **variables: Any) -> dict[str
     before = region.log.stat().st_size if region.log.exists() else 0
     settings = region.variables | {"aws_name": NAME, "aws_bucket": NAME, "consumer_idle_seconds": 0} | variables
     settings = {"aws_data_volume_gb": 4} | settings  # the consumer keeps 2 GiB free
-    for task in harness.playbook(name, settings, region.environment, region.log, *options):
+    for task in harness.run_playbook(name, settings, region.environment, region.log, *options):
         print(task)
     recap = region.log.read_text()[before:].rpartition("PLAY RECAP")[2]
     sums: dict[str, int] = {}
@@ -82,7 +82,7 @@ def host(region: Region) -> Any:
 
 def test_check_mode_passes_on_a_machine_that_only_booted(region: Region) -> None:
     inventory = region.folder / "inventory.json"
-    with harness.plain_machine(region.environment, region.key, inventory):
+    with harness.plain_instance(region.environment, region.key, inventory):
         recap = play(region, "site.yml", "--check", "-i", str(inventory), consumer_queue_name="pcgr")
     assert recap["failed"] == recap["unreachable"] == 0
     assert recap["changed"] > 3  # it predicts, it does not only skip

@@ -115,7 +115,7 @@ def test_a_second_build_gives_the_same_bytes(archives: tuple[Path, dict[str, Any
 
 
 def test_versions(inside: tuple[Run, Path]) -> None:
-    run, _ = inside
+    run, _unused = inside
     assert run("pcgr", "--version").stdout == "pcgr 2.3.2\n"
     assert run("cpsr", "--version").stdout == "cpsr 2.3.0\n"
 
@@ -147,7 +147,7 @@ def test_a_run_and_a_refusal(inside: tuple[Run, Path]) -> None:
 
 def test_the_consumers_smoke_test_is_content_with_it(archives: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Its commands as a conda environment, under the real bubblewrap; they are written in Python and use this machine's."""
-    out, _ = archives
+    out, _unused = archives
     runtime = tmp_path / "runtime"
     prefix = runtime / "envs" / "pcgr"
     (runtime / "envs" / "pcgrr").mkdir(parents=True)

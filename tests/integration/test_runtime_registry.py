@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def wait_for(what: str, ready: Any) -> None:
-    for _ in range(300):
+    for _unused in range(300):
         try:
             ready()
         except (OSError, subprocess.CalledProcessError):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import append, read_log
 
-from harness import region as harness
+import harness
 from support.localcloud import settings
 from support.region import Region
 from umccr_pcgr.consumer.config import QueueSettings
@@ -65,7 +65,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings(folder).items():
             patch.setenv(name, value)
-        with harness.region(folder / "cloud", folder / "log") as environment:
+        with harness.local_region(folder / "cloud", folder / "log") as environment:
             patch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])  # for the consumer's part, played here
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
                 patch.setenv(name, environment[name])
@@ -89,7 +89,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
 def play(region: Region, name: str, *options: str, **variables: Any) -> str:
     """Run a playbook as far as the controller goes; what it said."""
     before = region.log.stat().st_size
-    tasks = harness.playbook(
+    tasks = harness.run_playbook(
         name, region.variables | variables, region.environment, region.log, "--limit", "localhost", *options
     )
     for task in tasks:

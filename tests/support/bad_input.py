@@ -1,4 +1,4 @@
-"""Tarballs that must be refused, by what is wrong with them."""
+"""Tarballs that must be refused, by their fault."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 
 def special(kind: bytes, name: str, link: str = "") -> tarfile.TarInfo:
+    """Return a member of another kind than a regular file."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     return info
 
 
 def gnu_sparse(make: Any) -> bytes:
-    """A tar whose member is sparse by pax records: a regular file by its type, a gigabyte of holes by its records."""
+    """Return a tar whose member is sparse by pax records: a regular file by its type, a gigabyte of holes by its records."""
     info = tarfile.TarInfo("s.vcf")
     info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 30)}
     raw = io.BytesIO()
@@ -26,23 +27,26 @@ def gnu_sparse(make: Any) -> bytes:
 
 
 def header_of(name: str, size: int) -> bytes:
+    """Return the tar header of a regular file."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def huge_extension(make: Any) -> bytes:
-    """A pax record block that says it is 7 GB long, as much as the limit allows in all."""
+    """Return a pax record block that says it is 7 GB long, as much as the limit allows in all."""
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 7 << 30
     return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
 
 
 def swapped_contigs(make: Any) -> bytes:
+    """Return a sample whose header has the chromosome lengths of GRCh37."""
     return make.tarball(make.files(make.vcf(assembly="grch37")))
 
 
 def past_the_end(make: Any) -> bytes:
+    """Return a sample with a position beyond the end of its chromosome in GRCh38."""
     # chromosome 1 ends at 248956422 in GRCh38 and at 249250621 in GRCh37
     return make.tarball(make.files(make.vcf("1 100", "1 249000000", assembly=None)))
 

@@ -1,4 +1,4 @@
-"""For the tests of scripts/: an S3, SQS and EC2 look-alike on loopback, the real scripts as programs, a machine's part by hand."""
+"""For tests of the commands: S3, SQS and EC2 simulated on loopback, the real scripts as programs, and the consumer's part by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 from support import ROOT
-from umccr_pcgr.consumer.publish import labels
+from umccr_pcgr.samples.labels import labels
 from umccr_pcgr.samples.model import InputVersion
 from umccr_pcgr.samples.naming import Sample
 
@@ -27,7 +27,7 @@ HEED_INTERRUPTS = ("env", "--default-signal=INT")
 
 
 class Cloud:
-    """One test's bucket in the look-alike; `environment` is what a user's shell would hold."""
+    """One test's bucket; `environment` is that of a user's shell."""
 
     def __init__(self, endpoint: str) -> None:
         keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -43,6 +43,7 @@ class Cloud:
         self.s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def client(self, service: str) -> Any:
+        """Return a boto3 client of the service."""
         return boto3.client(
             service,
             endpoint_url=self.environment["AWS_ENDPOINT_URL"],
@@ -52,29 +53,34 @@ class Cloud:
         )
 
     def versioned(self) -> None:
+        """Switch versioning of the bucket on."""
         self.s3.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
     def keys(self) -> list[str]:
+        """Return all keys in the bucket."""
         return [item["Key"] for item in self.s3.list_objects_v2(Bucket=self.bucket).get("Contents", [])]
 
     def body(self, key: str) -> bytes:
+        """Return the content of an object."""
         found: bytes = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return found
 
     def put(self, key: str, body: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        """Store an object."""
         self.s3.put_object(Bucket=self.bucket, Key=key, Body=body, Metadata=dict(metadata or {}))
 
     def input_version(self, sample: Sample) -> InputVersion:
+        """Return the newest version of a sample's input."""
         head = self.s3.head_object(Bucket=self.bucket, Key=sample.input_key)
         version, etag = head.get("VersionId"), head["ETag"].strip('"')
         return InputVersion(self.bucket, sample.input_key, version, etag, head["ContentLength"], head["LastModified"])
 
     def publish(self, sample: Sample, body: bytes, *, of: InputVersion | None = None) -> None:
-        """A machine's result, labelled with the input version it is of (default: the newest)."""
+        """Publish a result, labelled with the input version it is of (default: the newest)."""
         self.put(sample.result_key, body, labels(of or self.input_version(sample), "a1", final=True))
 
     def fail(self, sample: Sample, reason: str, *, permanent: bool = True, of: InputVersion | None = None) -> None:
-        """A machine's failure report."""
+        """Publish a failure report."""
         report = {
             "reason": reason,
             "permanent": permanent,
@@ -85,14 +91,14 @@ class Cloud:
         self.put(sample.failed_key, json.dumps(report).encode(), labels(version, "a1", final=permanent))
 
     def run(self, sample: Sample) -> None:
-        """A machine's progress note."""
+        """Store a progress note."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self.put(sample.running_key, json.dumps({"host": "worker-1", "started": started}).encode())
 
 
 @contextmanager
 def region() -> Iterator[str]:
-    """The look-alike's address while the block runs."""
+    """Yield the endpoint, which answers while the block runs."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -105,10 +111,11 @@ def region() -> Iterator[str]:
 def script(
     name: str, *arguments: str | Path, environment: Mapping[str, str], timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run scripts/<name> as a user would."""
+    """Run scripts/<name> from the checkout, as a user would."""
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / name, *arguments],
         env=dict(environment),
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -1,4 +1,4 @@
-"""The processes of a test run: the signals they start with, and their end with it."""
+"""The processes of a test run: start them with default signals, and kill those that outlive the run."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import time
 import uuid
 from pathlib import Path
 
-MARK = "PCGR_TEST_RUN"  # in the environment of every process that a test run starts, with the run's own value
-GRACE_SECONDS = 2.0  # what was told to end, such as a region, may need a moment
+MARK = "PCGR_TEST_RUN"  # set in the environment of every process that a test run starts, with a value of its own
+GRACE_SECONDS = 2.0  # a process that is shutting down, such as a region, may need a moment
 
 
 def restore_signals() -> None:
-    """Start children with default signals, and take Ctrl-C, however this process itself was started.
+    """Start children with default signals, and react to Ctrl-C, however this process itself was started.
 
-    Jobs in the background of a script and those of nohup inherit ignored signals, and hand them on.
+    Background jobs of a script, and those of nohup, inherit ignored signals and pass them on to their children.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        # The run itself goes on when the terminal closes, as nohup promises. Children get the default: a handler is not inherited.
+        # The run itself continues when the terminal closes, as nohup promises. Children get the default: they inherit no handler.
         signal.signal(signal.SIGHUP, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, set(signal.Signals))
 
 
 def mark() -> str:
-    """Mark the processes that this one starts from now on; returns the value of the mark."""
+    """Mark all processes that this one starts from now on; return the value of the mark."""
     os.environ[MARK] = uuid.uuid4().hex
     return os.environ[MARK]
 
 
 def kill_marked(value: str) -> list[str]:
-    """Kill every process with the mark that does not end by itself within GRACE_SECONDS; returns their command lines."""
+    """Kill every marked process that does not end by itself within GRACE_SECONDS; return the command lines of those."""
     deadline = time.monotonic() + GRACE_SECONDS
     while _marked(value) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -45,7 +45,7 @@ def kill_marked(value: str) -> list[str]:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        found |= new  # and look again: one of them may have started another meanwhile
+        found |= new  # then look again: one of them may have started another meanwhile
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""A running region as the tests of instances see it."""
+"""The running region that tests of instances share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import region as harness
+import harness
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Region:
 
     @property
     def log(self) -> Path:
+        """The log of all steps in the region."""
         return self.folder / "log"
 
     def client(self, service: str) -> Any:
+        """Return a boto3 client of a service in the region."""
         return harness.client(self.environment, service)

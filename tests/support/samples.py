@@ -21,7 +21,7 @@ from umccr_pcgr.samples.model import StopReason
 KEY = "in/demo-000001-somatic.tar.gz"
 
 
-# The tool of most tests: it says what it ran on, then does as its mode says. $1 mode, $2 inputs, $3 prefix of the outputs.
+# The tool of most tests: it prints what it runs on, then behaves as its mode says. $1 mode, $2 inputs, $3 prefix of the outputs.
 # It reports as PCGR 2 does; "old" as PCGR 1.4, "older" as 1.0.
 TOOL = r"""
 echo "pcgr starts"
@@ -49,7 +49,7 @@ esac
 
 @cache
 def release(name: str = "rehearsal") -> dict[str, Any]:
-    """A release, as release.json has it on a machine."""
+    """Return a release, as release.json holds it on a host."""
     return load_release(name)
 
 
@@ -63,13 +63,16 @@ class ScriptedRuntime:
         self.cleared = 0
         self.on_run: Callable[[Job], None] = lambda job: None
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """Do nothing: the script can always run."""
 
     def clear(self) -> list[str]:
+        """Count the call; there is nothing to clear."""
         self.cleared += 1
         return []
 
     def run(self, job: Job, timeout: float, stop: StopReason) -> Run:
+        """Run the script in the next mode, as the tool would run on the job's inputs."""
         self.jobs.append(job)
         self.on_run(job)
         mode = self.modes.pop(0) if len(self.modes) > 1 else self.modes[0]
@@ -85,7 +88,7 @@ class ScriptedRuntime:
 
 
 def bgzf(data: bytes) -> bytes:
-    """`data` as BGZF: blocks of gzip that say their size in an extra field, and the empty end block."""
+    """Return `data` as BGZF: blocks of gzip that say their size in an extra field, and the empty end block."""
     out = b""
     for start in range(0, len(data), 60000):
         packed = gzip.compress(data[start : start + 60000], mtime=0)
@@ -97,7 +100,7 @@ def bgzf(data: bytes) -> bytes:
 def vcf(
     *rows: str, assembly: str | None = "grch38", version: str = "4.2", samples: tuple[str, ...] = ("T",), head: str = ""
 ) -> bytes:
-    """A small VCF; `rows` are "chromosome position", contig lines are of `assembly`."""
+    """Return a small VCF; `rows` are "chromosome position", contig lines are of `assembly`."""
     contigs = (
         "".join(f"##contig=<ID=chr{name},length={size}>\n" for name, size in LENGTHS[assembly or ""].items())
         if assembly
@@ -126,14 +129,14 @@ TBI = bgzf(b"TBI\1" + bytes(40))
 
 
 def files(text: bytes | None = None, **more: bytes) -> dict[str, bytes]:
-    """The files of a good sample; keyword names have "__" for "."."""
+    """Return the files of a good sample; keyword names have "__" for "."."""
     return {"s.vcf.gz": bgzf(text or vcf()), "s.vcf.gz.tbi": TBI} | {
         name.replace("__", "."): data for name, data in more.items()
     }
 
 
 def tarball(content: dict[str, bytes] | None = None, *members: tarfile.TarInfo, level: int = 6) -> bytes:
-    """A gzipped tar of `content`, and of `members` without content behind it."""
+    """Return a gzipped tar of `content`, and of `members` without content behind it."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz", compresslevel=level) as archive:
         for name, data in (files() if content is None else content).items():

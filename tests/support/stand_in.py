@@ -2,7 +2,7 @@
 """Stands in for `docker` or `apptainer`, by the name it is called with; what it runs is isolated for real, by bubblewrap.
 
 Strict: a flag that the real program does not have, a bind of what does not exist, or a strange value is refused as the real one
-refuses it. An image is a folder with programs in `bin`, shown as /image over this machine's /usr. Containers of "docker" live in
+refuses it. An image is a folder with programs in `bin`, shown as /image over the host's /usr. Containers of "docker" live in
 sessions of their own and survive their client, as a daemon's do; "apptainer" does not die with its parent either.
 """
 
@@ -28,7 +28,7 @@ netns-path network network-args no-env no-mount overlay pem-path pids-limit pwd 
 
 
 def isolated(tree, binds, environment, argv, *, network, tmp, missing, read_only=True, extra=()):
-    """The bwrap command; `missing`: shell code for a command that is not in the image."""
+    """Return the bwrap command; `missing`: shell code for a command that is not in the image."""
     command = [
         "bwrap",
         "--unshare-user",
@@ -54,7 +54,7 @@ def isolated(tree, binds, environment, argv, *, network, tmp, missing, read_only
 
 
 def split(binds, fail):
-    """Of `here:inside[:ro]`, as (here, inside, writable)."""
+    """Parse `here:inside[:ro]`; returns (here, inside, writable)."""
     found = []
     for bind in binds:
         here, inside, *options = bind.split(":")
@@ -67,16 +67,20 @@ def split(binds, fail):
 
 
 class Strict(argparse.ArgumentParser):
+    """Refuses with the exit code and the words of the real program."""
+
     def __init__(self, code, complaint):
         super().__init__(allow_abbrev=False, add_help=False)
         self.code, self.complaint = code, complaint
 
     def error(self, message):
+        """Print the complaint and exit."""
         print(self.complaint % message, file=sys.stderr)
         sys.exit(self.code)
 
 
 def docker(arguments):
+    """Do what `docker` would do."""
     containers, images = BASE / "containers", BASE / "images"
     verb, *rest = arguments
     if verb == "run":
@@ -104,6 +108,7 @@ def docker(arguments):
 
 
 def run_container(arguments, containers, images):
+    """Do what `docker run` would do; returns the exit code."""
     parser = Strict(125, "docker: %s")
     for flag in ("--rm", "--read-only"):
         parser.add_argument(flag, action="store_true", required=True)
@@ -136,11 +141,13 @@ def run_container(arguments, containers, images):
 
 
 def fatal(message):
+    """Fail as Apptainer fails before it runs anything."""
     print(f"FATAL:   {message}", file=sys.stderr)
     sys.exit(255)
 
 
 def apptainer(arguments):
+    """Do what `apptainer exec` would do; returns the exit code."""
     parser = Strict(1, 'Error for command "exec": %s')
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("verb", choices=["exec"])

@@ -79,7 +79,7 @@ def test_tarball_holds_the_table_and_a_working_index(path: Path, tmp_path: Path)
             assert [(hit.pos, hit.ref, hit.info["HOTSPOT_GENE"]) for hit in hits] == [
                 (position, row["ref"], row["gene"])
             ]
-        assert sum(1 for _ in vcf.fetch()) == len(wanted)
+        assert sum(1 for _unused in vcf.fetch()) == len(wanted)
 
 
 def test_copy_number_segments_tile_every_chromosome(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright: University of Melbourne Centre for Cancer Research
 # MIT License (see LICENSE or https://opensource.org/license/mit)
-"""Spot choice from end to end: gathers what there is to know, from files or from AWS, and ranks. Behind script and lookup alike."""
+"""Spot choice from end to end: gathers the evidence, from files or from AWS, and ranks. Serves the command and the lookup."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import api
-from .choice import Choice, Wish, choose, meets
+from .choice import Choice, Request, choose, meets
 from .evidence import Evidence, add_advisor, add_log, add_on_demand, add_scores, add_types, read_json
-from .history import HOUR, History, from_records, price_at, read_history
-from .log import SpotError, lives, losses, read_log, spent_on_demand
+from .history import HOUR, History, from_records, price_at
+from .log import SpotError, instance_runs, interruptions_in_a_row, read_log, spent_on_demand
 from .price_list import PRICE_LIST_REGION
+from .reader import read_history
 
 DEFAULT_SIZE = (4, 16)  # vCPUs and GiB asked for when nothing is said; PCGR wants about 8 GB for a whole-genome sample
 LARGEST = 4  # times the vCPUs asked for: larger types are not fetched
@@ -42,13 +43,13 @@ class Gathered:
 
     histories: list[History]
     evidence: Evidence
-    wish: Wish
+    request: Request
     notes: list[str]
 
 
-def gather(inputs: Inputs, wish: Wish, now: float, progress: api.Progress | None = None) -> Gathered:
-    """Read the files or ask AWS; ``SpotError`` of one line when something needed cannot be had."""
-    found = Gathered([], Evidence(), wish, [])
+def gather(inputs: Inputs, request: Request, now: float, progress: api.Progress | None = None) -> Gathered:
+    """Read the files or ask AWS; ``SpotError`` of one line when something needed is missing."""
+    found = Gathered([], Evidence(), request, [])
     evidence = found.evidence
     if inputs.types_file:
         entries = read_json(inputs.types_file, "output of aws ec2 describe-instance-types")
@@ -56,38 +57,40 @@ def gather(inputs: Inputs, wish: Wish, now: float, progress: api.Progress | None
             evidence, entries.get("InstanceTypes", []) if isinstance(entries, dict) else entries, inputs.types_file
         )
     if inputs.advisor:
-        add_advisor(evidence, inputs.advisor, inputs.advisor_date, wish.product)
+        add_advisor(evidence, inputs.advisor, inputs.advisor_date, request.product)
     if inputs.scores:
         add_scores(evidence, inputs.scores)
     if inputs.log:
         events = read_log(inputs.log)
-        add_log(evidence, events, lives(events, now), inputs.log)
+        add_log(evidence, events, instance_runs(events, now), inputs.log)
     if inputs.histories:
         found.histories = [read_history(path) for path in inputs.histories]
         evidence.sources["price"] = ", ".join(inputs.histories)
     else:
         _ask(found, inputs, now, progress)
     if inputs.on_demand:
-        regions = {pool.region for history in found.histories for pool in history.pools} | set(wish.regions)
+        regions = {pool.region for history in found.histories for pool in history.pools} | set(request.regions)
         add_on_demand(evidence, inputs.on_demand, sorted(regions))
     return found
 
 
-def decide(inputs: Inputs, wish: Wish, now: float, progress: api.Progress | None = None) -> tuple[Choice, Gathered]:
+def decide(
+    inputs: Inputs, request: Request, now: float, progress: api.Progress | None = None
+) -> tuple[Choice, Gathered]:
     """The choice, and what it was made from."""
-    found = gather(inputs, wish, now, progress)
-    choice = choose(found.histories, found.evidence, found.wish, now)
+    found = gather(inputs, request, now, progress)
+    choice = choose(found.histories, found.evidence, found.request, now)
     choice.notes = found.notes + choice.notes
     return choice, found
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a machine of ``name`` is launched on demand: after ``losses`` interruptions in a row within a day, as long as the
-    on-demand machines of that name cost less than ``usd`` in 30 days, this one for ``hours`` included."""
+    """When an instance of ``name`` is launched on demand: after so many ``interruptions`` in a row within a day, as long as the
+    on-demand instances of that name cost less than ``usd`` in 30 days, this one for ``hours`` included."""
 
     name: str
-    losses: int
+    interruptions: int
     usd: float
     hours: float
 
@@ -103,7 +106,7 @@ class Market:
 
 def market(choice: Choice, evidence: Evidence, budget: Budget, now: float) -> Market:
     """Spot or on demand, by our own log and the budget."""
-    lost = losses(evidence.lives, budget.name, now)
+    interruptions = interruptions_in_a_row(evidence.runs, budget.name, now)
     best = choice.rows[0]
     why = [
         f"{len(choice.pools)} spot pools of {len({pool.type for pool in choice.pools})} types in "
@@ -111,7 +114,7 @@ def market(choice: Choice, evidence: Evidence, budget: Budget, now: float) -> Ma
         + (f", {best.share:.0%} of on demand" if best.share else "")
         + f", rests on {', '.join(best.rests_on)}",
         *choice.notes,
-        f"interrupted {lost} times in a row within a day; on demand after {budget.losses}",
+        f"interrupted {interruptions} times in a row within a day; on demand after {budget.interruptions}",
     ]
     known = [(row.on_demand, row.pool.type) for row in choice.rows if row.on_demand]
     if not budget.usd:
@@ -119,44 +122,48 @@ def market(choice: Choice, evidence: Evidence, budget: Budget, now: float) -> Ma
     if not known:
         return Market(True, None, [*why, "never on demand: its price is not known"])
     price, kind = min(known)
-    spent = spent_on_demand(evidence.lives, budget.name, now, {of: dollars for dollars, of in known})
+    spent = spent_on_demand(evidence.runs, budget.name, now, {of: dollars for dollars, of in known})
     cost = price * budget.hours
     what = f"{kind} for {budget.hours:g} h would cost {cost:.2f} US dollars on demand, {spent:.2f} of {budget.usd:.2f} spent in 30 days"
     if spent + cost > budget.usd:
         return Market(True, None, [*why, f"not on demand: {what}"])
-    return Market(lost < budget.losses and bool(choice.pools), kind, [*why, f"on demand is in the budget: {what}"])
+    return Market(
+        interruptions < budget.interruptions and bool(choice.pools), kind, [*why, f"on demand is in the budget: {what}"]
+    )
 
 
 def _ask(found: Gathered, inputs: Inputs, now: float, progress: api.Progress | None) -> None:
-    wish, evidence = found.wish, found.evidence
-    regions = list(wish.regions)
+    request, evidence = found.request, found.evidence
+    regions = list(request.regions)
     if not regions:
         raise SpotError("--region is missing (or give --history FILE)")
     account = api.Account(inputs.profile)
     account.check(regions)
-    if not wish.types:
-        if not (wish.vcpus or wish.memory_gib or wish.disk_gb):
-            wish = replace(wish, vcpus=DEFAULT_SIZE[0], memory_gib=DEFAULT_SIZE[1])
+    if not request.types:
+        if not (request.vcpus or request.memory_gib or request.disk_gb):
+            request = replace(request, vcpus=DEFAULT_SIZE[0], memory_gib=DEFAULT_SIZE[1])
             found.notes.append(
-                f"no types and no size named: at least {wish.vcpus} vCPUs and {wish.memory_gib:g} GiB taken"
+                f"no types and no size named: at least {request.vcpus} vCPUs and {request.memory_gib:g} GiB taken"
             )
         for region in regions:
             api.add_sizes(evidence, account, region, [])
-        most = LARGEST * wish.vcpus or 1 << 20
+        most = LARGEST * request.vcpus or 1 << 20
         names = tuple(
-            kind for kind, specs in evidence.specs.items() if meets(wish, kind, evidence.specs) and specs.vcpus <= most
+            kind
+            for kind, specs in evidence.specs.items()
+            if meets(request, kind, evidence.specs) and specs.vcpus <= most
         )
         if not names:
             raise SpotError(
-                f"no type has {wish.vcpus} vCPUs, {wish.memory_gib:g} GiB and {wish.disk_gb:g} GB of local disk"
+                f"no type has {request.vcpus} vCPUs, {request.memory_gib:g} GiB and {request.disk_gb:g} GB of local disk"
             )
-        wish = replace(wish, types=names)
-    found.wish = wish
+        request = replace(request, types=names)
+    found.request = request
     for region in regions:
         api.add_zones(evidence, account, region)
-    start = now - wish.days * 24 * HOUR
+    start = now - request.days * 24 * HOUR
     records = api.price_history(
-        account, regions, types=list(wish.types), product=wish.product, start=start, end=now, progress=progress
+        account, regions, types=list(request.types), product=request.product, start=start, end=now, progress=progress
     )
     found.histories = [from_records(records[region]) for region in regions]
     evidence.sources["price"] = f"DescribeSpotPriceHistory now, {sum(map(len, records.values()))} records"
@@ -165,7 +172,7 @@ def _ask(found: Gathered, inputs: Inputs, now: float, progress: api.Progress | N
     if inputs.placement_scores:
         for region in regions:
             try:
-                api.add_placement_scores(evidence, account, region, list(wish.types), wish.work.machines)
+                api.add_placement_scores(evidence, account, region, list(request.types), request.work.machines)
             except SpotError as error:
                 found.notes.append(f"no placement scores: {error}")
 
@@ -184,7 +191,7 @@ def _price_lists(found: Gathered, account: api.Account, regions: list[str], now:
         return
 
     def ask(job: tuple[str, str]) -> None:
-        api.add_price_list(found.evidence, client, job[0], job[1], found.wish.product)
+        api.add_price_list(found.evidence, client, job[0], job[1], found.request.product)
 
     client: Any = account.client("pricing", PRICE_LIST_REGION)
     try:

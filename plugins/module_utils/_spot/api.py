@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright: University of Melbourne Centre for Cancer Research
 # MIT License (see LICENSE or https://opensource.org/license/mit)
-"""What AWS tells about spot: price history of several regions at once, zones, types, on-demand prices, placement scores."""
+"""What AWS answers about spot: price history of several regions at once, zones, types, on-demand prices, placement scores."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ THROTTLED = (
 )
 PARALLEL = 8
 ATTEMPTS = 8
-# For what is asked beside the prices: the choice is made without, so nobody waits long.
+# For calls beside the prices: the choice can be made without their answers, so they time out early.
 COURTESY_SECONDS = 10
 
 Progress = Callable[[str, int], None]
 
 
 class Account:
-    """Clients of one profile. Requests that are throttled are tried again, eight times in all unless ``AWS_MAX_ATTEMPTS`` says."""
+    """Clients of one profile. Throttled requests are retried with jittered backoff, eight attempts in all unless ``AWS_MAX_ATTEMPTS`` says."""
 
     def __init__(self, profile: str | None = None) -> None:
         if IMPORT_ERROR is not None:
@@ -170,7 +170,7 @@ def add_zones(evidence: Evidence, account: Account, region: str) -> None:
 
 
 def add_sizes(evidence: Evidence, account: Account, region: str, types: list[str]) -> None:
-    """vCPUs, memory, processor and disk of the types that a region has as spot machines."""
+    """vCPUs, memory, processor and disk of the types that a region offers as spot instances."""
     arguments: dict[str, Any] = {"Filters": [{"Name": "supported-usage-class", "Values": ["spot"]}]}
     if types:
         arguments["InstanceTypes"] = types
@@ -190,7 +190,7 @@ def add_price_list(evidence: Evidence, client: Any, region: str, kind: str, prod
 
 
 def add_placement_scores(evidence: Evidence, account: Account, region: str, types: list[str], machines: int) -> None:
-    """Placement scores (1 to 10) of a region's zones for so many machines of any of the types."""
+    """Placement scores (1 to 10) of a region's zones for so many instances of any of the types."""
     with errors("ec2:GetSpotPlacementScores", region):
         answer = account.client("ec2", region).get_spot_placement_scores(
             InstanceTypes=types,

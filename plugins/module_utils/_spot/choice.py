@@ -30,12 +30,12 @@ NO_CAP = (
     "none: unset, the cap is the on-demand price; a lower one wins no capacity and only adds interruptions "
     "(AWS advises against it)"
 )
-NO_CAPACITY = "price only: nothing here says how often machines are taken away; a price history cannot (interruption is about capacity)"
+NO_CAPACITY = "price only: nothing here says how often instances are interrupted; a price history cannot (interruption is about capacity)"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked for. ``types`` empty: every type that meets ``vcpus``, ``memory_gib`` and ``disk_gb``."""
+class Request:
+    """What is requested. ``types`` empty: every type that meets ``vcpus``, ``memory_gib`` and ``disk_gb``."""
 
     types: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
@@ -79,6 +79,7 @@ class Row:
     feasible: bool | None
 
     def as_json(self) -> dict[str, Any]:
+        """The row as plain data; intervals become mappings."""
         found = {
             **self.pool._asdict(),
             "region": self.pool.region,
@@ -114,87 +115,89 @@ class Choice:
         }
 
 
-def meets(wish: Wish, kind: str, specs: dict[str, Specs]) -> bool:
-    """Whether a type is among those wished for, or meets the requirements; one of unknown size meets none."""
+def meets(request: Request, kind: str, specs: dict[str, Specs]) -> bool:
+    """Whether a type is among those requested, or meets the requirements; one of unknown size meets none."""
     known = specs.get(kind)
-    if (known.architecture if known else architecture(kind)) != wish.architecture:
+    if (known.architecture if known else architecture(kind)) != request.architecture:
         return False
-    if wish.types and kind not in wish.types:
+    if request.types and kind not in request.types:
         return False
-    if not (wish.vcpus or wish.memory_gib or wish.disk_gb):
+    if not (request.vcpus or request.memory_gib or request.disk_gb):
         return True
     if known is None:
         return False
-    return known.vcpus >= wish.vcpus and known.memory_gib >= wish.memory_gib and (known.disk_gb or 0) >= wish.disk_gb
+    return (
+        known.vcpus >= request.vcpus
+        and known.memory_gib >= request.memory_gib
+        and (known.disk_gb or 0) >= request.disk_gb
+    )
 
 
-def choose(histories: list[History], evidence: Evidence, wish: Wish, now: float) -> Choice:
-    """Rank all pools that meet the wish and pick the set; ``SpotError`` when none does."""
-    work, sample_from = _work(evidence, wish)
-    spot_hours, losses = _own(evidence, None, None)
+def choose(histories: list[History], evidence: Evidence, request: Request, now: float) -> Choice:
+    """Rank all pools that meet the request and pick the set; ``SpotError`` when none does."""
+    work, sample_from = _work(evidence, request)
+    spot_hours, interruptions = _own(evidence, None, None)
     rows = []
     for history in histories:
         for index, pool in enumerate(history.pools):
-            if pool.product != wish.product or not meets(wish, pool.type, evidence.specs):
+            if pool.product != request.product or not meets(request, pool.type, evidence.specs):
                 continue
-            if wish.regions and pool.region and pool.region not in wish.regions:
+            if request.regions and pool.region and pool.region not in request.regions:
                 continue
-            row = _row(history, index, evidence, wish, work, now=now, prior_own=(spot_hours, losses))
+            row = _row(history, index, evidence, request, work, now=now, prior_own=(spot_hours, interruptions))
             if row is not None:
                 rows.append(row)
     if not rows:
-        raise SpotError(_nothing(histories, wish))
+        raise SpotError(_nothing(histories, request))
     rows.sort(key=lambda row: (row.feasible is False, row.cost.mean, -(row.score or 0)))
-    choice = Choice(rows, [], wish.cap, work, sample_from, now, evidence.sources)
-    _pick(choice, evidence, wish)
-    _notes(choice, evidence, wish)
+    choice = Choice(rows, [], request.cap, work, sample_from, now, evidence.sources)
+    _pick(choice, evidence, request)
+    _notes(choice, evidence, request)
     return choice
 
 
-def _nothing(histories: list[History], wish: Wish) -> str:
+def _nothing(histories: list[History], request: Request) -> str:
     pools = {pool for history in histories for pool in history.pools}
     if not pools:
         return "the price history is empty: no such type or product in these regions, or no price in the window"
     for name, wanted, found in (
-        ("product", {wish.product}, {pool.product for pool in pools}),
-        ("type", set(wish.types), {pool.type for pool in pools}),
-        ("region", set(wish.regions), {pool.region for pool in pools}),
+        ("product", {request.product}, {pool.product for pool in pools}),
+        ("type", set(request.types), {pool.type for pool in pools}),
+        ("region", set(request.regions), {pool.region for pool in pools}),
     ):
         if wanted and not wanted & found:
             some = sorted(found)[:6]
             return f"no price of {name} {', '.join(sorted(wanted))}; the history has {', '.join(some)}{', …' * (len(found) > 6)}"
-    if wish.vcpus or wish.memory_gib or wish.disk_gb:
+    if request.vcpus or request.memory_gib or request.disk_gb:
         return (
-            f"no type with {wish.vcpus} vCPUs, {wish.memory_gib:g} GiB and {wish.disk_gb:g} GB of local disk ({wish.architecture}) "
+            f"no type with {request.vcpus} vCPUs, {request.memory_gib:g} GiB and {request.disk_gb:g} GB of local disk ({request.architecture}) "
             "is known in the history; sizes come from --types-file, --advisor or the API"
         )
-    return f"no price of such a pool ({wish.architecture}) at that moment"
+    return f"no price of such a pool ({request.architecture}) at that moment"
 
 
-def _work(evidence: Evidence, wish: Wish) -> tuple[Work, str]:
-    if wish.sample_hours:
-        return wish.work._replace(hours=wish.sample_hours), "given"
+def _work(evidence: Evidence, request: Request) -> tuple[Work, str]:
+    if request.sample_hours:
+        return request.work._replace(hours=request.sample_hours), "given"
     if evidence.sample_hours:
         hours = statistics.median(evidence.sample_hours)
-        return wish.work._replace(hours=hours), f"median of {len(evidence.sample_hours)} samples in our own log"
-    return wish.work._replace(hours=ASSUMED_HOURS), "assumed"
+        return request.work._replace(hours=hours), f"median of {len(evidence.sample_hours)} samples in our own log"
+    return request.work._replace(hours=ASSUMED_HOURS), "assumed"
 
 
 def _own(evidence: Evidence, kind: str | None, zone: str | None) -> tuple[float, int]:
-    """Hours and interruptions of our own spot machines, of one pool or of all."""
+    """Hours and interruptions of our own spot instances, of one pool or of all."""
     found = [
-        life
-        for life in evidence.lives
-        if life.market == "spot" and (kind is None or (life.type, life.zone) == (kind, zone))
+        run for run in evidence.runs if run.market == "spot" and (kind is None or (run.type, run.zone) == (kind, zone))
     ]
-    return sum(life.hours for life in found), sum(life.interrupted for life in found)
+    return sum(run.hours for run in found), sum(run.interrupted for run in found)
 
 
 def _row(
     history: History,
     index: int,
     evidence: Evidence,
-    wish: Wish,
+    request: Request,
     work: Work,
     *,
     now: float,
@@ -202,33 +205,33 @@ def _row(
 ) -> Row | None:
     pool = history.pools[index]
     time, price = history.series(index)
-    start = now - wish.days * 24 * HOUR
+    start = now - request.days * 24 * HOUR
     seconds, prices = spans(time, price, start, now)
     if not len(prices):
         return None
     p50, p95 = quantiles(seconds, prices, 0.5, 0.95)
     known = float(seconds.sum())
     mean = float(seconds @ prices) / known if known else float(prices[-1])
-    region = pool.region or next(iter(wish.regions), "")
+    region = pool.region or next(iter(request.regions), "")
     on_demand = evidence.on_demand.get((region, pool.type))
     label = evidence.classes.get((region, pool.type))
     score = evidence.scores.get(pool.zone_id or evidence.zones.get(pool.zone, ""), evidence.scores.get(region))
-    own_hours, own_losses = _own(evidence, pool.type, pool.zone)
+    own_hours, own_interruptions = _own(evidence, pool.type, pool.zone)
     hazard = prior(label, *prior_own)
     rests_on = [f"price {known / HOUR / 24:.0f} d"]
     if hazard is not None:
-        hazard = hazard.updated(own_losses, own_hours)
-        rests_on += [f"class {label}"] if label else ["all our machines"]
+        hazard = hazard.updated(own_interruptions, own_hours)
+        rests_on += [f"class {label}"] if label else ["all our instances"]
     if own_hours:
-        rests_on.append(f"own {own_hours:.0f} h, {own_losses} lost")
+        rests_on.append(f"own {own_hours:.0f} h, {own_interruptions} interrupted")
     if on_demand is None:
         rests_on.append("no on-demand price")
-    uninterrupted = _survival(evidence, pool, hazard, own_losses, work.hours)
+    uninterrupted = _survival(evidence, pool, hazard, own_interruptions, work.hours)
     by_deadline = batch_odds(hazard, work) if hazard and work.deadline is not None else None
     odds = by_deadline or uninterrupted
     block = work.deadline or work.hours
     stayed, windows = (
-        windows_below(time, price, wish.cap, block, start=start, now=now) if wish.cap is not None else (0, 0)
+        windows_below(time, price, request.cap, block, start=start, now=now) if request.cap is not None else (0, 0)
     )
     return Row(
         pool._replace(zone_id=pool.zone_id or evidence.zones.get(pool.zone, "")),
@@ -240,7 +243,7 @@ def _row(
         interruption_class=label,
         score=score,
         own_hours=own_hours,
-        own_interruptions=own_losses,
+        own_interruptions=own_interruptions,
         hazard=hazard.interval() if hazard else None,
         uninterrupted=uninterrupted,
         by_deadline=by_deadline,
@@ -248,23 +251,21 @@ def _row(
         windows=windows,
         cost=cost_per_sample(hazard, work, mean, on_demand, p95),
         rests_on=rests_on,
-        feasible=None if odds is None else odds.mean >= wish.target,
+        feasible=None if odds is None else odds.mean >= request.target,
     )  # fmt: skip
 
 
-def _survival(evidence: Evidence, pool: Pool, hazard: Hazard | None, losses: int, hours: float) -> Interval | None:
-    if losses >= ENOUGH:
-        mine = [
-            life
-            for life in evidence.lives
-            if life.market == "spot" and (life.type, life.zone) == (pool.type, pool.zone)
-        ]
-        if max(life.hours for life in mine) >= hours:
-            return kaplan_meier([life.hours for life in mine], [life.interrupted for life in mine], hours)
+def _survival(
+    evidence: Evidence, pool: Pool, hazard: Hazard | None, interruptions: int, hours: float
+) -> Interval | None:
+    if interruptions >= ENOUGH:
+        mine = [run for run in evidence.runs if run.market == "spot" and (run.type, run.zone) == (pool.type, pool.zone)]
+        if max(run.hours for run in mine) >= hours:
+            return kaplan_meier([run.hours for run in mine], [run.interrupted for run in mine], hours)
     return hazard.survival(hours) if hazard else None
 
 
-def _pick(choice: Choice, evidence: Evidence, wish: Wish) -> None:
+def _pick(choice: Choice, evidence: Evidence, request: Request) -> None:
     """The set: whole types in order of rank, all their zones, until there are enough; the last ones make room for missing families.
 
     A pool is left out only when on demand beats it: dearer than the cheapest on-demand price, and not safer.
@@ -272,11 +273,11 @@ def _pick(choice: Choice, evidence: Evidence, wish: Wish) -> None:
     demands = [row.on_demand for row in choice.rows if row.on_demand]
     limit = min(demands) if demands else None
     good = [row for row in choice.rows if limit is None or row.price < limit]
-    if wish.cap is not None:
-        good = [row for row in good if row.price <= wish.cap]
+    if request.cap is not None:
+        good = [row for row in good if row.price <= request.cap]
     kinds = list(dict.fromkeys(row.pool.type for row in good))
-    chosen = kinds[: wish.set_types]
-    for kind in kinds[wish.set_types :]:
+    chosen = kinds[: request.set_types]
+    for kind in kinds[request.set_types :]:
         families = [one.partition(".")[0] for one in chosen]
         if len(set(families)) >= min(FAMILIES, len(chosen)):
             break
@@ -287,7 +288,7 @@ def _pick(choice: Choice, evidence: Evidence, wish: Wish) -> None:
     choice.pools = [row.pool for row in good if row.pool.type in chosen]
 
 
-def _notes(choice: Choice, evidence: Evidence, wish: Wish) -> None:
+def _notes(choice: Choice, evidence: Evidence, request: Request) -> None:
     notes = choice.notes
     if all(row.hazard is None for row in choice.rows):
         notes.append(NO_CAPACITY)
@@ -307,12 +308,12 @@ def _notes(choice: Choice, evidence: Evidence, wish: Wish) -> None:
         notes.append(f"not in the set: {', '.join(sorted(left))}, where on demand or the cap beats every pool")
     if not evidence.on_demand:
         notes.append(
-            "no on-demand price: shares of it, and costs after the last loss, are unknown (counted at the spot price)"
+            "no on-demand price: shares of it, and costs after the last interruption, are unknown (counted at the spot price)"
         )
     if choice.sample_from == "assumed":
         notes.append(f"a sample is assumed to take {choice.work.hours:g} h; say --sample-hours")
-    if wish.cap is not None:
+    if request.cap is not None:
         lost = sum(row.below_cap is not None and row.below_cap.mean < 1 for row in choice.rows)
         notes.append(
-            f"the cap would have ended machines in {lost} of {len(choice.rows)} pools at times when no cap would have"
+            f"the cap would have terminated instances in {lost} of {len(choice.rows)} pools at times when no cap would have"
         )

@@ -1,10 +1,10 @@
 # -*- coding: utf-8 -*-
 # Copyright: University of Melbourne Centre for Cancer Research
 # MIT License (see LICENSE or https://opensource.org/license/mit)
-"""How likely a spot machine is taken away, and what that does to the time and the cost of samples.
+"""How likely a spot instance is interrupted, and what that does to the time and the cost of samples.
 
-The rate of interruptions per machine-hour has a gamma distribution: a weak prior from the pool's interruption class, updated by our
-own machines' hours and losses. Everything else follows from it: intervals are the 5th and 95th percentile over that distribution.
+The rate of interruptions per instance-hour has a gamma distribution: a weak prior from the pool's interruption class, updated by our
+own instances' hours and interruptions. Everything else follows from it: intervals are the 5th and 95th percentile over that distribution.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ try:
     import numpy as np
     from numpy.typing import NDArray
 except ImportError:
-    pass  # spot_history tells
+    pass  # the reader and the preflight report it
 
-# Interruption classes of AWS's Spot Instance Advisor: share of machines interrupted, trailing month; the middle of each class.
+# Interruption classes of AWS's Spot Instance Advisor: share of instances interrupted, trailing month; the middle of each class.
 CLASSES = {"<5%": 0.025, "5-10%": 0.075, "10-15%": 0.125, "15-20%": 0.175, ">20%": 0.30}
-# AWS does not say how long the machines of that share ran: between a day (24 h) and a month (730 h); their geometric mean.
+# AWS does not say how long the instances of that share ran: between a day (24 h) and a month (730 h); their geometric mean.
 CLASS_HOURS = 132.0
 CLASS_WEIGHT = 0.25  # of an interruption seen: the 95th percentile then comes within a fifth of the reading "a day"
-OWN_WEIGHT = 0.5  # the same for the rate of all our own machines, as prior of one pool
+OWN_WEIGHT = 0.5  # the same for the rate of all our own instances, as prior of one pool
 ENOUGH = 10  # interruptions of one pool from which on its own survival curve is used
 POINTS = 101  # of the distribution, at equal steps of probability
 TRIALS = 1000  # of a batch, for each of BATCH_POINTS of the distribution
@@ -41,7 +41,7 @@ class Interval(NamedTuple):
 
 
 class Hazard(NamedTuple):
-    """Gamma distribution of the interruptions per machine-hour."""
+    """Gamma distribution of the interruptions per instance-hour."""
 
     shape: float
     rate: float
@@ -51,15 +51,16 @@ class Hazard(NamedTuple):
         return _gamma(self.shape, count) / self.rate
 
     def interval(self) -> Interval:
+        """The rate with its 90 % interval."""
         low, high = np.quantile(self.points(), [0.05, 0.95])
         return Interval(self.shape / self.rate, float(low), float(high))
 
     def updated(self, interruptions: int, hours: float) -> Hazard:
-        """After having seen so many interruptions in so many machine-hours."""
+        """After having seen so many interruptions in so many instance-hours."""
         return Hazard(self.shape + interruptions, self.rate + hours)
 
     def survival(self, hours: float) -> Interval:
-        """Probability that a machine is not taken away for so long."""
+        """Probability that an instance is not interrupted for so long."""
         low, high = np.quantile(np.exp(-self.points() * hours), [0.05, 0.95])
         return Interval((self.rate / (self.rate + hours)) ** self.shape, float(low), float(high))
 
@@ -72,7 +73,7 @@ def _gamma(shape: float, count: int) -> NDArray[np.float64]:
 
 
 def prior(label: str | None, hours: float, interruptions: int) -> Hazard | None:
-    """The distribution before a pool's own record: from its class, else from all our machines; None when there is neither."""
+    """The distribution before a pool's own record: from its class, else from all our instances; None when there is neither."""
     if label is not None:
         return Hazard(CLASS_WEIGHT, CLASS_WEIGHT * CLASS_HOURS / -math.log1p(-CLASSES[label]))
     if hours > 0:
@@ -91,7 +92,7 @@ def wilson(successes: int, trials: int) -> Interval | None:
 
 
 def kaplan_meier(hours: list[float], ended: list[bool], at: float) -> Interval:
-    """Share of machines that live longer than ``at`` hours; those not ``ended`` were still alive when last seen.
+    """Share of instances that run longer than ``at`` hours; those not ``ended`` were still running when last seen.
 
     Greenwood's variance on the log(-log) scale, 90 % interval.
     """
@@ -112,7 +113,7 @@ def kaplan_meier(hours: list[float], ended: list[bool], at: float) -> Interval:
 class Work(NamedTuple):
     """What is to be done: ``samples`` that take ``hours`` each on one of ``machines``, ``side_by_side`` of them at a time.
 
-    ``overhead`` is the hours until a fresh machine begins its first sample; after ``losses`` interruptions of the same sample it
+    ``overhead`` is the hours until a fresh instance begins its first sample; after ``losses`` interruptions of the same sample it
     runs on demand. ``deadline`` is in hours from now, for all samples; None: there is none.
     """
 
@@ -126,11 +127,11 @@ class Work(NamedTuple):
 
     @property
     def waves(self) -> int:
-        """Rounds that each machine works."""
+        """Rounds that each instance works."""
         return -(-self.samples // (self.machines * self.side_by_side))
 
 
-def machine_hours(rate: Any, work: Work) -> tuple[Any, Any]:
+def instance_hours(rate: Any, work: Work) -> tuple[Any, Any]:
     """Expected hours billed per wave on spot and on demand, at a rate of interruptions (0 allowed, an array too).
 
     A wave is begun afresh after each interruption. Without the last resort (``losses`` to infinity) the sum is
@@ -142,7 +143,7 @@ def machine_hours(rate: Any, work: Work) -> tuple[Any, Any]:
         attempts = np.where(lost > 0, (1 - lost**work.losses) / (1 - lost), 1.0)
     attempts = np.where(lost >= 1, float(work.losses), attempts)
     on_demand = lost**work.losses
-    again = attempts * lost - on_demand  # interruptions that are followed by another spot machine
+    again = attempts * lost - on_demand  # interruptions that are followed by another spot instance
     return attempts * attempt + again * work.overhead, on_demand * (work.hours + work.overhead)
 
 
@@ -159,7 +160,7 @@ def cost_per_sample(
         return Interval(hours * price, hours * price, hours * high_price)
 
     def cost(rate: Any, dollars: float) -> Any:
-        spot, demand = machine_hours(rate, work)
+        spot, demand = instance_hours(rate, work)
         return (
             spot * dollars + demand * (dollars if on_demand is None else on_demand)
         ) / work.side_by_side + boot * dollars
@@ -175,11 +176,11 @@ def batch_odds(hazard: Hazard, work: Work) -> Interval:
     if work.deadline is None:
         raise ValueError("the work has no deadline")
     shape = (TRIALS, work.machines, work.waves, work.losses)
-    lives = np.random.default_rng(11).standard_exponential(shape)
+    durations = np.random.default_rng(11).standard_exponential(shape)
     odds = []
     for rate in hazard.points(BATCH_POINTS):
         with np.errstate(divide="ignore"):
-            hours = lives / rate
+            hours = durations / rate
         lost = np.logical_and.accumulate(hours < work.hours, axis=3)
         wasted = np.where(lost, hours + work.overhead, 0.0).sum(axis=3)
         total = work.overhead + (wasted + work.hours).sum(axis=2)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from .log import Life, SpotError
+from .log import InstanceRun, SpotError
 
 CLASS_LABELS = ("<5%", "5-10%", "10-15%", "15-20%", ">20%")  # by the number that the advisor's file uses
 ADVISOR_SYSTEMS = {"Windows": "Windows"}  # product to the advisor's system; all others count as Linux
 
 
 class Specs(NamedTuple):
-    """What a machine of a type has; ``disk_gb`` is its local disk (None: not known)."""
+    """What an instance of a type has; ``disk_gb`` is its local disk (None: not known)."""
 
     vcpus: int
     memory_gib: float
@@ -35,7 +35,7 @@ class Evidence:
     classes: dict[tuple[str, str], str] = field(default_factory=dict)  # (region, type) to CLASS_LABELS
     scores: dict[str, int] = field(default_factory=dict)  # zone id, or region, to 1..10
     specs: dict[str, Specs] = field(default_factory=dict)
-    lives: list[Life] = field(default_factory=list)
+    runs: list[InstanceRun] = field(default_factory=list)
     sample_hours: list[float] = field(default_factory=list)
     zones: dict[str, str] = field(default_factory=dict)  # zone to zone id, of all zones of the regions
     sources: dict[str, str] = field(default_factory=dict)
@@ -127,10 +127,10 @@ def add_types(evidence: Evidence, entries: list[dict[str, Any]], source: str) ->
     evidence.sources["types"] = source
 
 
-def add_log(evidence: Evidence, events: list[dict[str, Any]], found: list[Life], path: str) -> None:
-    """Machines and samples of our own log."""
-    evidence.lives += found
+def add_log(evidence: Evidence, events: list[dict[str, Any]], found: list[InstanceRun], path: str) -> None:
+    """Instances and samples of our own log."""
+    evidence.runs += found
     evidence.sample_hours += [float(event["hours"]) for event in events if event["event"] == "sample"]
-    hours = sum(life.hours for life in found if life.market == "spot")
-    lost = sum(life.interrupted for life in found)
-    evidence.sources["own log"] = f"{os.path.basename(path)}: {hours:.1f} spot machine-hours, {lost} interruptions"
+    hours = sum(run.hours for run in found if run.market == "spot")
+    lost = sum(run.interrupted for run in found)
+    evidence.sources["own log"] = f"{os.path.basename(path)}: {hours:.1f} spot instance-hours, {lost} interruptions"

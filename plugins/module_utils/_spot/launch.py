@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright: University of Melbourne Centre for Cancer Research
 # MIT License (see LICENSE or https://opensource.org/license/mit)
-"""One spot machine from many pools by an EC2 Fleet, and the record of what became of ours. Needs boto3's client only."""
+"""Launches one spot instance from many pools by an EC2 Fleet, and keeps the log of our instances. Needs only a boto3 client."""
 
 from __future__ import annotations
 
@@ -13,58 +13,62 @@ from typing import Any
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import (
     SpotError,
     append,
-    lives,
+    instance_runs,
     parse_event,
     read_log,
 )
 
 MOST_POOLS = 300  # overrides of a fleet
-NOTES = "machines/"  # folder of the bucket; the consumer's naming.py has the same
+NOTES = "machines/"  # folder of the bucket; umccr_pcgr.samples has the same, and a test holds them together
 NOTE = re.compile(NOTES + r"(i-[0-9a-f]+)/([0-9a-z]+)\.json")
-NOTE_BYTES = 4096  # ten times what one has
-INTERRUPTED = "Server.SpotInstanceTermination"  # state reason of a machine that was taken away
+NOTE_BYTES = 4096  # ten times the size of a note
+INTERRUPTED = "Server.SpotInstanceTermination"  # state reason of an interrupted instance
 
 
 class NoCapacity(Exception):
-    """No pool has a machine; the text is one line with what AWS said."""
+    """No pool has capacity; the text is one line with the reason that AWS gives."""
 
 
 def fleet(ec2: Any, arguments: dict[str, Any], pools: list[dict[str, str]], tag: dict[str, str]) -> str:
-    """Launch one spot machine with the arguments of RunInstances from the best of the pools; returns its id.
+    """Launch one spot instance with the arguments of RunInstances from the best of the pools; returns its id.
 
-    AWS chooses by capacity first, then price. The launch template that a fleet needs is removed again. Raises ``NoCapacity``.
+    AWS chooses by capacity first, then price. The launch template that a fleet needs is removed afterwards. Raises ``NoCapacity``.
     """
-    left_out = ("MinCount", "MaxCount", "InstanceType", "InstanceMarketOptions", "SubnetId")
-    template = {key: value for key, value in arguments.items() if key not in left_out}
+    omitted = ("MinCount", "MaxCount", "InstanceType", "InstanceMarketOptions", "SubnetId")
+    template = {key: value for key, value in arguments.items() if key not in omitted}
     place = {"SubnetId": arguments["SubnetId"]} if "SubnetId" in arguments else None
     overrides = [{"InstanceType": pool["type"], **(place or {"AvailabilityZone": pool["zone"]})} for pool in pools]
     overrides = [one for index, one in enumerate(overrides) if one not in overrides[:index]][:MOST_POOLS]
-    name = f"{tag['Value']}-{uuid.uuid4().hex[:12]}"
+    token = uuid.uuid4().hex  # with it, a repeated call creates nothing twice
+    name = f"{tag['Value']}-{token[:12]}"
     tags = [{"ResourceType": "launch-template", "Tags": [tag]}]
-    made = ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=template, TagSpecifications=tags)
+    made = ec2.create_launch_template(
+        LaunchTemplateName=name, LaunchTemplateData=template, TagSpecifications=tags, ClientToken=token
+    )
     source = {"LaunchTemplateId": made["LaunchTemplate"]["LaunchTemplateId"], "Version": "$Latest"}
     try:
         answer = ec2.create_fleet(
             Type="instant",
+            ClientToken=token,
             LaunchTemplateConfigs=[{"LaunchTemplateSpecification": source, "Overrides": overrides}],
             TargetCapacitySpecification={"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "spot"},
             SpotOptions={"AllocationStrategy": "price-capacity-optimized", "InstanceInterruptionBehavior": "terminate"},
         )
     finally:
         ec2.delete_launch_template(LaunchTemplateId=source["LaunchTemplateId"])
-    machines = [machine for group in answer.get("Instances", []) for machine in group["InstanceIds"]]
-    if not machines:
-        said = {f"{error.get('ErrorCode')}: {error.get('ErrorMessage')}" for error in answer.get("Errors", [])}
+    instances = [instance for group in answer.get("Instances", []) for instance in group["InstanceIds"]]
+    if not instances:
+        reasons = {f"{error.get('ErrorCode')}: {error.get('ErrorMessage')}" for error in answer.get("Errors", [])}
         raise NoCapacity(
-            f"no spot machine in any of {len(overrides)} pools: {'; '.join(sorted(said)) or 'AWS gives no reason'}"
+            f"no spot instance in any of {len(overrides)} pools: {'; '.join(sorted(reasons)) or 'AWS gives no reason'}"
         )
-    return str(machines[0])
+    return str(instances[0])
 
 
-def gather(s3: Any, bucket: str, path: str) -> list[str]:
-    """Write to the log what machines have noted in the bucket and the log has not yet; returns a line for each note refused.
+def collect_notes(s3: Any, bucket: str, path: str) -> list[str]:
+    """Add to the log the notes in the bucket that it lacks; returns a line for each note that is refused.
 
-    Of each interruption there is one line, whoever told it first, the machine or EC2.
+    Each interruption has one line in the log, whether the instance or EC2 reported it first.
     """
     known = {(str(event["machine"]), str(event.get("attempt", event["event"]))) for event in read_log(path)}
     refused = []
@@ -77,46 +81,46 @@ def gather(s3: Any, bucket: str, path: str) -> list[str]:
         found = NOTE.fullmatch(key)
         if not found or found.groups() in known:
             continue
-        machine, name = found.groups()
+        instance, name = found.groups()
         where = f"s3://{bucket}/{key}"
         body = s3.get_object(Bucket=bucket, Key=key)["Body"].read(NOTE_BYTES)
         try:
             event = parse_event(body.decode("utf-8", "replace"), where)
         except SpotError as error:
-            refused.append(f"{error}; the note is left out")
+            refused.append(f"{error}; the note is ignored")
             continue
         about = {"attempt": name, "hours": event.get("hours")} if name != "interrupted" else {}
-        if (event["machine"], event["event"]) != (machine, "sample" if about else "interrupted"):
-            refused.append(f"{where}: found {event['event']} of {event['machine']}; the note is left out")
+        if (event["machine"], event["event"]) != (instance, "sample" if about else "interrupted"):
+            refused.append(f"{where}: found {event['event']} of {event['machine']}; the note is ignored")
             continue
-        append(path, event["event"], event["time"], machine=machine, **about)
+        append(path, event["event"], event["time"], machine=instance, **about)
     return refused
 
 
-def settle(ec2: Any, path: str, name: str) -> None:
-    """Look what became of the machines that the log has as alive, and write it there.
+def reconcile(ec2: Any, path: str, name: str) -> None:
+    """Reconcile the log with EC2: record the state of each instance that runs according to the log.
 
-    AWS forgets ended machines after about an hour. One that it no longer knows counts until it was last seen.
+    EC2 forgets terminated instances after about an hour. One that it no longer knows counts until it was last seen.
     """
     now = datetime.now(timezone.utc).timestamp()
-    for life in lives(read_log(path), now):
-        if life.over or life.name != name:
+    for run in instance_runs(read_log(path), now):
+        if run.over or run.name != name:
             continue
         # A filter, unlike an id, may match nothing.
-        groups = ec2.describe_instances(Filters=[{"Name": "instance-id", "Values": [life.machine]}])["Reservations"]
-        machine = next((machine for group in groups for machine in group["Instances"]), None)
-        if machine is None:
-            append(path, "ended", life.until, machine=life.machine, unknown=True)
-        elif machine["State"]["Name"] in ("shutting-down", "terminated"):
-            lost = machine.get("StateReason", {}).get("Code") == INTERRUPTED
-            append(path, "interrupted" if lost else "ended", _ended(machine, now), machine=life.machine)
+        groups = ec2.describe_instances(Filters=[{"Name": "instance-id", "Values": [run.instance]}])["Reservations"]
+        instance = next((one for group in groups for one in group["Instances"]), None)
+        if instance is None:
+            append(path, "ended", run.until, machine=run.instance, unknown=True)
+        elif instance["State"]["Name"] in ("shutting-down", "terminated"):
+            interrupted = instance.get("StateReason", {}).get("Code") == INTERRUPTED
+            append(path, "interrupted" if interrupted else "ended", _ended(instance, now), machine=run.instance)
         else:
-            append(path, "seen", now, machine=life.machine)
+            append(path, "seen", now, machine=run.instance)
 
 
-def _ended(machine: dict[str, Any], now: float) -> float:
-    """When a machine ended, from its transition reason, such as ``... (2026-11-23 01:02:03 GMT)``; else now."""
-    text = machine.get("StateTransitionReason", "").rpartition("(")[2]
+def _ended(instance: dict[str, Any], now: float) -> float:
+    """When an instance terminated, from its transition reason, such as ``... (2026-11-23 01:02:03 GMT)``; else now."""
+    text = instance.get("StateTransitionReason", "").rpartition("(")[2]
     try:
         moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S GMT)").replace(tzinfo=timezone.utc)
     except ValueError:
@@ -124,16 +128,16 @@ def _ended(machine: dict[str, Any], now: float) -> float:
     return moment.timestamp()
 
 
-def launched(path: str, machine: dict[str, Any], name: str, usd_per_hour: float | None) -> None:
-    """Write the launch of a machine (as M(ec2_machine) returns it) to the log."""
+def record_launch(path: str, instance: dict[str, Any], name: str, usd_per_hour: float | None) -> None:
+    """Add the launch of an instance (as the module ec2_instance returns it) to the log."""
     append(
         path,
         "launched",
         datetime.now(timezone.utc).timestamp(),
-        machine=machine["id"],
-        type=machine["type"],
-        zone=machine["zone"],
-        market="spot" if machine["spot"] else "on-demand",
+        machine=instance["id"],
+        type=instance["type"],
+        zone=instance["zone"],
+        market="spot" if instance["spot"] else "on-demand",
         name=name,
         usd_per_hour=usd_per_hour,
     )

@@ -1,11 +1,11 @@
 # -*- coding: utf-8 -*-
 # Copyright: University of Melbourne Centre for Cancer Research
 # MIT License (see LICENSE or https://opensource.org/license/mit)
-"""Our own record of spot machines: one JSON object per line, appended by whoever sees an event. Standard library only.
+"""Our own record of spot instances: one JSON object per line, appended by whoever sees an event. Standard library only.
 
 ``{"time": "2026-11-23T00:00:00Z", "event": "launched", "machine": "i-1", "type": "m5.xlarge", "zone": "ap-southeast-2a",
-"market": "spot", "name": "pcgr", "usd_per_hour": 0.08}``, later ``{"time": …, "event": "interrupted", "machine": "i-1"}`` (taken
-away), ``"ended"`` (by itself or by us) or ``"seen"`` (alive, so that a machine of unknown end counts up to there), and
+"market": "spot", "name": "pcgr", "usd_per_hour": 0.08}``, later ``{"time": …, "event": "interrupted", "machine": "i-1"}`` (by
+AWS), ``"ended"`` (by itself or by us) or ``"seen"`` (running, so that an instance of unknown end counts up to there), and
 ``{"time": …, "event": "sample", "machine": "i-1", "hours": 1.4, "attempt": "0f3c…"}`` for a sample reported (``attempt`` is in the
 result's provenance; nothing here names a sample).
 """
@@ -33,10 +33,10 @@ class SpotError(ValueError):
     """A spot choice cannot be made; the text is one line: what was found where, and what is allowed."""
 
 
-class Life(NamedTuple):
-    """A machine of ours: until when it is known to have lived (seconds since 1970), and whether it was taken away."""
+class InstanceRun(NamedTuple):
+    """One instance of ours from its launch on: until when it is known to have run (seconds since 1970), and whether it was interrupted."""
 
-    machine: str
+    instance: str
     name: str
     type: str
     zone: str
@@ -49,6 +49,7 @@ class Life(NamedTuple):
 
     @property
     def hours(self) -> float:
+        """Hours that it is known to have run."""
         return max(self.until - self.started, 0) / HOUR
 
 
@@ -109,16 +110,16 @@ def append(path: str, event: str, time: float, **fields: Any) -> None:
         os.close(handle)
 
 
-def lives(events: list[dict[str, Any]], now: float) -> list[Life]:
-    """The machines of a log, in order of launch. One without an end counts to the last event that names it."""
-    found: dict[str, Life] = {}
+def instance_runs(events: list[dict[str, Any]], now: float) -> list[InstanceRun]:
+    """The instances of a log, in order of launch. One without an end counts to the last event that names it."""
+    found: dict[str, InstanceRun] = {}
     for event in events:
-        machine = str(event["machine"])
+        instance = str(event["machine"])
         if event["time"] > now:
             continue
         if event["event"] == "launched":
-            found[machine] = Life(
-                machine,
+            found[instance] = InstanceRun(
+                instance,
                 str(event.get("name", "")),
                 str(event["type"]),
                 str(event["zone"]),
@@ -129,33 +130,33 @@ def lives(events: list[dict[str, Any]], now: float) -> list[Life]:
                 over=False,
                 usd_per_hour=event.get("usd_per_hour"),
             )
-        elif machine in found and not found[machine].over:
+        elif instance in found and not found[instance].over:
             interrupted, over = event["event"] == "interrupted", event["event"] in ("interrupted", "ended")
-            found[machine] = found[machine]._replace(until=event["time"], interrupted=interrupted, over=over)
+            found[instance] = found[instance]._replace(until=event["time"], interrupted=interrupted, over=over)
     return list(found.values())
 
 
-def losses(found: list[Life], name: str, now: float, hours: float = 24) -> int:
-    """How many of the newest spot machines of a name were taken away in a row within the last hours."""
+def interruptions_in_a_row(found: list[InstanceRun], name: str, now: float, hours: float = 24) -> int:
+    """How many of the newest spot instances of a name were interrupted in a row within the last hours."""
     count = 0
-    for life in reversed([life for life in found if life.name == name and life.market == "spot"]):
-        if not life.interrupted or life.until < now - hours * HOUR:
+    for run in reversed([run for run in found if run.name == name and run.market == "spot"]):
+        if not run.interrupted or run.until < now - hours * HOUR:
             break
         count += 1
     return count
 
 
 def spent_on_demand(
-    found: list[Life], name: str, now: float, prices: dict[str, float] | None = None, days: float = 30
+    found: list[InstanceRun], name: str, now: float, prices: dict[str, float] | None = None, days: float = 30
 ) -> float:
-    """US dollars that on-demand machines of a name have cost in the last days; one that has not ended counts to now.
+    """US dollars that on-demand instances of a name have cost in the last days; one that has not ended counts to now.
 
     ``prices`` (by type) stand in where the log has none.
     """
     total = 0.0
-    for life in found:
-        price = life.usd_per_hour or (prices or {}).get(life.type)
-        if life.name == name and life.market == "on-demand" and price:
-            end = life.until if life.over else now
-            total += max(end - max(life.started, now - days * 24 * HOUR), 0) / HOUR * price
+    for run in found:
+        price = run.usd_per_hour or (prices or {}).get(run.type)
+        if run.name == name and run.market == "on-demand" and price:
+            end = run.until if run.over else now
+            total += max(end - max(run.started, now - days * 24 * HOUR), 0) / HOUR * price
     return total

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""AWS's price list: what is asked of it, and the price in its answer. Standard library only."""
+"""AWS's price list: the filters of a query, and the price in its answer. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PRICE_LIST_REGION = "us-east-1"  # where the price list of all regions is served
 
 
 def price_filters(kind: str, region: str, system: str = "Linux") -> list[dict[str, str]]:
-    """Filters of GetProducts for a plain on-demand machine of an instance type."""
+    """Filters of GetProducts for a plain on-demand instance of an instance type."""
     wanted = {
         "instanceType": kind,
         "regionCode": region,

@@ -16,8 +16,9 @@ from typing import Any
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_file
 
 from .api import DAYS_KEPT, Account, Progress, price_history
-from .history import HOUR, History, from_records, read_history
+from .history import HOUR, History, from_records
 from .log import SpotError, parse_time, stamp
+from .reader import read_history
 
 
 def record(

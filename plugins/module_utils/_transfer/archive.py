@@ -226,7 +226,7 @@ class Checkpoints:
             return {}
         if zlib.crc32(record) != checksum:
             return {}
-        text, _, states = record.partition(b"\n")
+        text, _unused, states = record.partition(b"\n")
         point: dict[str, Any] = json.loads(text)
         known = self.identity["tag"] and point["identity"] == self.identity
         if not known or (name != SYNCED and point["boot"] != self.boot):

@@ -35,9 +35,11 @@ class Registry:
     """
 
     def __init__(self, base: str, repository: str, tag: str, timeout: float) -> None:
-        scheme, _, rest = (base if re.match("https?://", base) else f"https://{base}").rstrip("/").partition("://")
+        scheme, _unused, rest = (
+            (base if re.match("https?://", base) else f"https://{base}").rstrip("/").partition("://")
+        )
         # A mirror below a path has that path between /v2/ and the repository.
-        host, _, folder = rest.partition("/")
+        host, _unused, folder = rest.partition("/")
         self.base, self.repository = f"{scheme}://{host}", f"{folder}/{repository}".lstrip("/")
         self.tag, self.timeout = tag, timeout
         self._challenge: dict[str, str] | None = None

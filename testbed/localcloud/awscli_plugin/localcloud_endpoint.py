@@ -1,7 +1,7 @@
-"""Plugin for version 1 of the ``aws`` command: AWS_ENDPOINT_URL counts for every service.
+"""Plugin for version 1 of the ``aws`` command that applies AWS_ENDPOINT_URL to every service.
 
-That version puts the addresses of AWS in place for SQS, EMR, RDS and AWS Health, unless ``--endpoint-url`` is given, whatever
-the environment and the configuration file say. This gives ``--endpoint-url`` before it looks.
+Without ``--endpoint-url``, that version sends requests to SQS, EMR, RDS and AWS Health to the addresses of AWS and ignores
+the environment and the configuration file. The plugin therefore sets ``--endpoint-url`` early.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 
 def awscli_initialize(cli: Any) -> None:
-    """Called by the ``aws`` command at its start."""
+    """Register the plugin; the ``aws`` command calls this at its start."""
     cli.register_first("before-building-argument-table-parser", set_endpoint_url)
 
 
 def set_endpoint_url(parsed_globals: Any, **_: Any) -> None:
-    """Behave as if the user had given ``--endpoint-url`` with the value of AWS_ENDPOINT_URL."""
+    """Set ``--endpoint-url`` to AWS_ENDPOINT_URL unless the user has set it."""
     if parsed_globals.endpoint_url is None:
         parsed_globals.endpoint_url = os.environ.get("AWS_ENDPOINT_URL")

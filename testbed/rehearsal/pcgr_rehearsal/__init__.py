@@ -1,6 +1,6 @@
-"""A rehearsal of PCGR/CPSR 2.3.2: the same commands at their borders, no clinical content.
+"""A rehearsal of PCGR/CPSR 2.3.2: commands that look the same from outside, without clinical content.
 
-The numbers below are those that PCGR 2.3.2 hard-wires (its pcgr_vars.py), except NOTICE.
+The values below are those that PCGR 2.3.2 hard-codes in its pcgr_vars.py, except NOTICE.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ VEP: Final = "115"
 VEP_ASSEMBLY: Final = {"grch37": "GRCh37", "grch38": "GRCh38"}
 GENCODE: Final = {"grch37": 19, "grch38": 49}
 EXOME_MB: Final = 34.0
-HTML_LIMIT: Final = 750_000  # no HTML from this many variants on
+HTML_LIMIT: Final = 750_000  # PCGR writes no HTML for this many variants or more
 CHROMOSOMES: Final = (*(str(number) for number in range(1, 23)), "X", "Y")
 METADATA: Final = ("gene", "phenotype", "biomarker", "drug", "gwas", "hotspot", "other")
 SITES: Final = (

@@ -1,4 +1,4 @@
-"""The rules that `pcgr` and `cpsr` 2.3.2 apply to their options, in upstream's order. A broken rule: exit code 1."""
+"""The rules that `pcgr` and `cpsr` 2.3.2 apply to their options, in their order; a violation exits with code 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNSET = "_NA_"
 
 
 def check_pcgr(args: argparse.Namespace) -> None:
-    """Apply pcgr's rules; adjusts what upstream adjusts silently or with a warning."""
+    """Apply pcgr's rules, and adjust `args` where pcgr does so silently or with a warning."""
     log = Log("pcgr-verify-args")
     log.info("PCGR - VERIFY ARGUMENTS SECTION: Verifying input arguments and configuring workflow")
     _required(args, log)
@@ -38,11 +38,13 @@ def check_pcgr(args: argparse.Namespace) -> None:
     log.info("Finished pcgr-verify_args")
     _sex(args, Log("pcgr-create-config"))
     for name, kind in (("tmb_dp_min", int), ("tmb_af_min", float), ("tmb_ad_min", int)):
-        kind(getattr(args, name) or 0)  # read as numbers even without a VCF; other text ends in upstream's ValueError
+        kind(
+            getattr(args, name) or 0
+        )  # read as numbers even without a VCF; other text ends with a ValueError, as in pcgr
 
 
 def check_cpsr(args: argparse.Namespace) -> None:
-    """Apply cpsr's rules."""
+    """Apply cpsr's rules, and adjust `args` where cpsr does so with a warning."""
     log = Log("cpsr-validate-input-arguments-a")
     _required(args, log)
     if args.panel_id == "-1" and not args.custom_list:
@@ -117,7 +119,7 @@ def _sample(args: argparse.Namespace, log: Log) -> None:
 def _allelic_support(args: argparse.Namespace, log: Log) -> None:
     for side, bounds in (("tumor", ("dp_min", "af_min", "ad_min")), ("control", ("dp_min", "af_max", "ad_max"))):
         for bound in bounds:
-            tag = "dp" if bound == "dp_min" else "af"  # a bound on allelic depth asks for the fraction's tag
+            tag = "dp" if bound == "dp_min" else "af"  # a bound on allelic depth requires the tag of the fraction
             name = f"{side}_{bound}"
             if getattr(args, name) is not None and getattr(args, f"{side}_{tag}_tag") == UNSET:
                 log.refuse(f"'--{name}' = {getattr(args, name)} requires '--{side}_{tag}_tag' to be set")
@@ -148,7 +150,7 @@ def _allelic_depth(args: argparse.Namespace, name: str, least: int, depth: str, 
 
 
 def _tmb(args: argparse.Namespace, log: Log) -> None:
-    # int() and float() end in a traceback where upstream's do: no number, or tmb_ad_min with tumor_dp_min alone
+    # int() and float() raise where PCGR's do: for text that is not a number, and for tmb_ad_min with only tumor_dp_min set
     if args.tmb_dp_min is not None:
         if int(args.tmb_dp_min) <= 0:
             log.refuse(f"'--tmb_dp_min' = {args.tmb_dp_min} must be > 0")

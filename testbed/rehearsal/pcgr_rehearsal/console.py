@@ -1,4 +1,4 @@
-"""The tool's voice: log lines on stdout in PCGR's form, and the ways a run ends early."""
+"""Log lines on stdout in PCGR's format, and the ways in which a run ends early."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import NoReturn
 
 
 class SubStepFailed(Exception):
-    """A sub-step ended in error. PCGR prints its output and then exits 0: the lie that callers must see through.
+    """A sub-step failed. PCGR prints its output and then exits with code 0, which callers must not take for success.
 
-    The text is what remains to be printed; empty when the log has said it.
+    The text is what remains to be printed; it is empty if the log has reported the failure.
     """
 
 
 @dataclass(frozen=True)
 class Log:
-    """One named log, e.g. ``2026-01-31 12:00:00 - pcgr-vep - INFO - text`` on stdout.
+    """One named log, with lines such as ``2026-01-31 12:00:00 - pcgr-vep - INFO - text`` on stdout.
 
-    Logs of a sub-step (``sub_step=True``) raise `SubStepFailed` where the others leave with exit code 1.
+    On a refusal, logs of a sub-step (``sub_step=True``) raise `SubStepFailed`; others exit with code 1.
     """
 
     name: str
@@ -31,17 +31,20 @@ class Log:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} - {self.name} - {level} - {text}", flush=True)
 
     def info(self, text: str) -> None:
+        """Log a line of information."""
         self._line("INFO", text)
 
     def warn(self, text: str) -> None:
+        """Log a warning between two empty lines, as PCGR does."""
         for part in ("", text, ""):
             self._line("WARNING", part)
 
     def note(self, text: str) -> None:
-        """A warning without the empty lines around it."""
+        """Log a warning without the empty lines around it."""
         self._line("WARNING", text)
 
     def refuse(self, text: str) -> NoReturn:
+        """Log an error and end the run: raise SubStepFailed in a sub-step, else exit with code 1."""
         for part in ("", text, ""):
             self._line("ERROR", part)
         if self.sub_step:
@@ -51,7 +54,7 @@ class Log:
 
 @contextmanager
 def sub_step() -> Iterator[None]:
-    """Whatever goes wrong inside is a failed sub-step: its traceback is printed, the exit code stays 0."""
+    """Turn any exception inside the block into a failed sub-step: print its traceback, keep exit code 0."""
     try:
         yield
     except SubStepFailed:
@@ -64,5 +67,5 @@ def sub_step() -> Iterator[None]:
 
 
 def rule() -> None:
-    """The line of dashes between two sections of the log."""
+    """Print the line of dashes between two sections of the log."""
     print("----", flush=True)

@@ -1,4 +1,4 @@
-"""What `pcgr` and `cpsr` 2.3.2 check about files and folders before anything runs. A broken rule: exit code 1."""
+"""The checks of files and folders that `pcgr` and `cpsr` 2.3.2 make before anything runs; a failed one exits with code 1."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ class Places:
     prefix: str
 
     def output(self, suffix: str) -> Path:
+        """Return the path of the output with a suffix such as ``vcf.gz``."""
         return Path(f"{self.prefix}.{suffix}")
 
 
 def check_pcgr(args: argparse.Namespace) -> Places:
-    """pcgr's order: input files, VEP folder, bundle, then the outputs that must not exist yet."""
+    """Check in pcgr's order: input files, VEP folder, bundle, then the outputs that must not exist yet."""
     log = Log("pcgr-check-files")
     if args.pon_vcf is not None:
         _filled(args.pon_vcf, log)
@@ -79,7 +80,7 @@ def check_pcgr(args: argparse.Namespace) -> Places:
 
 
 def check_cpsr(args: argparse.Namespace) -> Places:
-    """cpsr's order: output folder made first, gene list, VCF, existing VCF output, VEP folder, bundle, other outputs."""
+    """Check in cpsr's order: create the output folder, then gene list, VCF, existing VCF output, VEP folder, bundle, outputs."""
     log = Log("cpsr-validate-input-arguments-b")
     output_dir = _make(args.output_dir)
     if args.custom_list is not None:
@@ -88,7 +89,7 @@ def check_cpsr(args: argparse.Namespace) -> Places:
     _suffix(args.input_vcf, (".vcf", ".vcf.gz"), "VCF input file", log)
     if (
         args.input_vcf.endswith(".vcf.gz") and not Path(f"{args.input_vcf}.tbi").exists()
-    ):  # may be empty here, unlike pcgr
+    ):  # unlike in pcgr, the index may be empty
         _no_index(args.input_vcf, log)
     vcf = output_dir / f"{args.sample_id}.cpsr.{args.genome_assembly}.vcf.gz"
     if vcf.exists() and not args.force_overwrite:
@@ -99,10 +100,10 @@ def check_cpsr(args: argparse.Namespace) -> Places:
 
 
 def check_metadata(args: argparse.Namespace, command: str, refdata: Path) -> list[dict[str, str]]:
-    """Read the tables that PCGR reads while it makes its configuration; returns the rows about data sources.
+    """Read the tables that PCGR reads for its configuration; return the rows about data sources.
 
-    Raises AttributeError for a missing or empty file and KeyError for a missing column, because upstream ends in
-    exactly these tracebacks (exit code 1): its error call has its arguments swapped.
+    Raises AttributeError for a missing or empty file and KeyError for a missing column, because PCGR ends with exactly
+    these tracebacks (exit code 1): its error call has its arguments swapped.
     """
     rows: list[dict[str, str]] = []
     for kind in METADATA:
@@ -118,7 +119,7 @@ def check_metadata(args: argparse.Namespace, command: str, refdata: Path) -> lis
     if command == "cpsr":
         panels = _table(refdata / "gene" / "tsv" / "gene_virtual_panel" / "gene_virtual_panel.tsv.gz", "id")
         if args.panel_id != "-1" and not any(row["id"] in args.panel_id.split(",") for row in panels):
-            raise IndexError("list index out of range")  # upstream takes the first gene of the panel
+            raise IndexError("list index out of range")  # PCGR reads the first gene of the panel
         if args.secondary_findings or args.pgx_findings:
             _table(refdata / "gene" / "tsv" / "gene_cpg" / "gene_cpg.tsv.gz", "cpg_source")
     return rows

@@ -1,6 +1,6 @@
 """The command lines of `pcgr` and `cpsr` 2.3.2, as data.
 
-argparse settings are upstream's on purpose: prefix abbreviation stays on, a bad option ends with exit code 2.
+argparse behaves as in PCGR on purpose: options can be abbreviated, a wrong option exits with code 2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PICK_ORDER: Final = (
 EXPRESSION_DATABASES: Final = ("tcga", "depmap", "treehouse")
 ASSEMBLIES: Final = ("grch37", "grch38")
 
-# option -> (type, default); a tuple of strings as type means choices, bool means a flag
+# Option -> (type, default). A tuple as type lists choices, bool is a flag.
 Option = tuple[Any, Any]
 
 SHARED: Final[dict[str, Option]] = {
@@ -81,7 +81,7 @@ PCGR: Final[dict[str, Option]] = {
     "exclude_nonexonic": (bool, False),
     "estimate_tmb": (bool, False),
     "tmb_display": (("coding_and_silent", "coding_non_silent", "missense_only"), "coding_and_silent"),
-    # upstream gives these three no type: text that is no number ends in a traceback (exit code 1), not in usage (2)
+    # PCGR gives these three no type: text that is not a number ends with a traceback (exit code 1), not with usage (2)
     "tmb_dp_min": (str, None),
     "tmb_af_min": (str, None),
     "tmb_ad_min": (str, None),
@@ -128,7 +128,7 @@ REQUIRED: Final = ("refdata_dir", "output_dir", "genome_assembly", "sample_id")
 
 
 def parser(command: str) -> argparse.ArgumentParser:
-    """The argument parser of `pcgr` or `cpsr`."""
+    """Return the argument parser of `pcgr` or `cpsr`."""
     result = argparse.ArgumentParser(prog=command, description="Rehearsal of PCGR/CPSR; not for clinical use.")
     version = f"pcgr {PCGR_VERSION}" if command == "pcgr" else f"cpsr {CPSR_VERSION}"
     result.add_argument("--version", action="version", version=version)
@@ -147,5 +147,5 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 
 def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; usage errors leave with exit code 2, --version and --help with 0."""
+    """Parse the options; wrong usage exits with code 2, --version and --help with 0."""
     return parser(command).parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The tables that a run leaves: PCGR's file names, true contents."""
+"""The tables that a run writes: PCGR's file names, with content counted from the input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .vcf import Variant, genotype
 
 
 def write_tsv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, gzipped when the name says so. Without rows no file is made, as PCGR does."""
+    """Write a table, gzipped if its name ends in .gz. Like PCGR, write no file without rows."""
     lines = ["\t".join("." if value in (None, "") else str(value) for value in row) for row in rows]
     if not lines:
         return
@@ -32,13 +32,13 @@ def write_tsv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def variant_table(args: argparse.Namespace, variants: Sequence[Variant]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a variant list; columns of tags only when the sample names them."""
+    """Return columns and rows of a variant list, with columns of INFO tags only if the options retain them."""
     retained = [] if args.retained_info_tags == "None" else args.retained_info_tags.split(",")
     columns = ["SAMPLE_ID", "CHROM", "POS", "REF", "ALT", "FILTER", "VAR_ID", "VARIANT_CLASS", "SYMBOL"]
     support = ["DP_TUMOR", "VAF_TUMOR", "AD_TUMOR", "DP_CONTROL", "VAF_CONTROL"]
     rows = []
     for variant in variants:
-        chromosome, position, _, reference, alternative, _, filters = variant.fields[:7]
+        chromosome, position, _unused, reference, alternative, _unused, filters = variant.fields[:7]
         row: list[Any] = [args.sample_id, chromosome, int(position), reference, alternative, filters]
         row += [variant.identity, variant.kind, variant.gene]
         row += [
@@ -56,7 +56,7 @@ def variant_table(args: argparse.Namespace, variants: Sequence[Variant]) -> tupl
 
 
 def write_maf(path: Path, args: argparse.Namespace, variants: Sequence[Variant]) -> None:
-    """A MAF of all variants (vcf2maf runs before any filter): coordinates, alleles, counts; nothing interpreted."""
+    """Write a MAF of all variants, because vcf2maf runs before any filter: coordinates, alleles and counts, uninterpreted."""
     columns = [
         "Hugo_Symbol",
         "NCBI_Build",
@@ -99,7 +99,7 @@ def _maf_alleles(variant: Variant) -> tuple[int, int, str, str, str]:
 
 
 def tmb_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]:
-    """Mutations per Mb over all PASS variants that meet the TMB thresholds: the rehearsal knows no consequences."""
+    """Return mutations per Mb over all PASS variants that meet the TMB thresholds: the rehearsal knows no consequences."""
     lower = (
         ("depth", float(args.tmb_dp_min or 0)),
         ("fraction", float(args.tmb_af_min or 0)),
@@ -130,7 +130,7 @@ TMB = [
 
 
 def write_pcgr_tables(args: argparse.Namespace, places: Places, summary: Summary) -> None:
-    """The tables of the annotation steps that follow the VCF: TMB, expression, copy numbers, fusions."""
+    """Write the tables of the annotation steps after the VCF: TMB, expression, copy numbers, fusions."""
     if args.input_vcf is not None and args.estimate_tmb:
         write_tsv(places.output("tmb.tsv"), TMB, tmb_rows(args, summary))
     rows = [(row["TargetID"], row["TPM"]) for row in summary.expression]
@@ -145,7 +145,7 @@ def write_pcgr_tables(args: argparse.Namespace, places: Places, summary: Summary
 
 
 def write_report_tables(args: argparse.Namespace, places: Places, summary: Summary) -> None:
-    """The tables that PCGR's report step writes: filtered variants, base changes, filtered fusions."""
+    """Write the tables of PCGR's report step: filtered variants, base changes, filtered fusions."""
     if args.input_vcf is not None:
         write_tsv(places.output("snv_indel_ann.tsv.gz"), *variant_table(args, summary.reported))
         if args.tumor_only:
@@ -164,7 +164,7 @@ FUSION = ("SAMPLE_ID", "FusionGene", "LeftBreakpoint", "RightBreakpoint", "Split
 
 
 def segment_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]:
-    """Segments with rounded copy numbers."""
+    """Return the segments with rounded copy numbers."""
     rows = []
     for row in summary.segments:
         major, minor = round(float(row["nMajor"])), round(float(row["nMinor"]))
@@ -174,7 +174,7 @@ def segment_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]:
 
 
 def _segment_genes(summary: Summary, segments: list[list[Any]]) -> list[list[Any]]:
-    """Genes that the VCF itself names for variants inside a segment; without such names no rows."""
+    """Return the genes that the VCF itself names for variants inside a segment; no rows without such names."""
     named = [variant for variant in summary.reported if variant.gene]
     rows = []
     for segment in segments:
@@ -187,7 +187,7 @@ def _segment_genes(summary: Summary, segments: list[list[Any]]) -> list[list[Any
 
 
 def germline_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]:
-    """cpsr's classification table: all its columns, filled where a count or a genotype says it, `.` elsewhere."""
+    """Return cpsr's classification table: all columns, filled if known from counts or genotypes, else None."""
     rows = []
     for variant in summary.passed:
         chromosome, position, name, reference, alternative = variant.fields[:5]
@@ -208,7 +208,7 @@ def germline_rows(args: argparse.Namespace, summary: Summary) -> list[list[Any]]
 def configuration(
     args: argparse.Namespace, command: str, places: Places, metadata: list[dict[str, str]], files: dict[str, str]
 ) -> dict[str, Any]:
-    """The content of .conf.yaml: PCGR's top-level keys, the options as given, and the notice."""
+    """Return the content of .conf.yaml: PCGR's top-level keys, the options as given, and the notice."""
     options = {name: value for name, value in vars(args).items() if name != "oncokb_api_token"}
     conf: dict[str, Any] = {"options": options}
     if command == "pcgr":
@@ -237,7 +237,7 @@ def configuration(
 
 
 def write_yaml(path: Path, data: dict[str, Any]) -> None:
-    """Write .conf.yaml, with the notice as its first line too."""
+    """Write .conf.yaml, with the notice in its first line too."""
     import yaml
 
     path.write_text(f"# {NOTICE}\n{yaml.safe_dump(data)}")

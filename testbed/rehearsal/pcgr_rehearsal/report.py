@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page and one workbook, both marked on every page."""
+"""The report: a self-contained HTML page and a workbook, with the notice on the page and on every sheet."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ COLOURS: Final[tuple[str, ...]] = (
     "#d55e00",
     "#cc79a7",
     "#767676",
-)  # Okabe and Ito's, safe for colour-blind eyes
+)  # the palette of Okabe and Ito, safe for colour-blind readers
 BINS = 20  # of the allele-fraction histogram: 5 % each
-LISTED = 50  # variants and genes shown on the page; the files hold all
-SHEET_ROWS = 1_048_575  # a worksheet's limit, less the notice
+LISTED = 50  # number of variants and genes on the page; the tables hold all
+SHEET_ROWS = 1_048_575  # the limit of a worksheet, minus the notice
 
 STYLE = """
 :root{--ink:#1d2733;--soft:#5b6877;--line:#dfe5ec;--paper:#fff;--ground:#f3f6f9;--accent:#0b5c8a;--warn:#8a4b00}
@@ -67,7 +67,7 @@ footer{color:var(--soft);font-size:.88rem;padding-bottom:2.5rem}
 
 
 def write_html(path: Path, args: argparse.Namespace, command: str, summary: Summary) -> None:
-    """Write the page. It loads nothing: style, pictures and text are inside."""
+    """Write the page, which contains its style and pictures and loads nothing."""
     title = "Cancer predisposition report" if command == "cpsr" else "Tumour report"
     chosen = f"panel {args.panel_id}" if command == "cpsr" and args.panel_id != "-1" else ""
     if command == "pcgr":
@@ -94,7 +94,7 @@ def write_html(path: Path, args: argparse.Namespace, command: str, summary: Summ
             :10
         ]
         note = f"{len(summary.expression):,} identifiers in the file; the ten highest."
-        body.append(_section("Expression", _table(("Identifier", "TPM"), highest) + _more(note)))
+        body.append(_section("Expression", _table(("Identifier", "TPM"), highest) + _footnote(note)))
     version = PCGR_VERSION if command == "pcgr" else CPSR_VERSION
     path.write_text(
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -111,7 +111,7 @@ def write_html(path: Path, args: argparse.Namespace, command: str, summary: Summ
 
 
 def write_workbook(path: Path, args: argparse.Namespace, command: str, summary: Summary) -> None:
-    """Write the workbook: PCGR's sheet names, the notice in the first row of each."""
+    """Write the workbook: PCGR's sheet names, with the notice in the first row of each sheet."""
     import openpyxl
     from openpyxl.styles import Font
 
@@ -215,7 +215,7 @@ def _variant_sections(args: argparse.Namespace, command: str, summary: Summary) 
         )
         if count
     ]
-    more = _more("; ".join(notes)) if notes else ""
+    more = _footnote("; ".join(notes)) if notes else ""
     sections = [_chromosomes(summary)]
     sections.append(
         '<div class="pair">'
@@ -248,7 +248,7 @@ def _variant_sections(args: argparse.Namespace, command: str, summary: Summary) 
             f" The first {LISTED}." if len(genes) > LISTED else ""
         )
         chips = "".join(f"<li>{escape(gene)} <b>{count:,}</b></li>" for gene, count in genes[:LISTED])
-        sections.append(_section("Genes", f'<ul class="chips">{chips}</ul>' + _more(note)))
+        sections.append(_section("Genes", f'<ul class="chips">{chips}</ul>' + _footnote(note)))
     deep, mixed = summary.depth() is not None, bool(summary.fractions())
     rows = [
         (
@@ -271,7 +271,7 @@ def _variant_sections(args: argparse.Namespace, command: str, summary: Summary) 
             *(name for name, has in optional if has),
         )
         note = f"The first {len(rows)} of {len(summary.reported):,}; the tables beside this page hold all."
-        sections.append(_section("Variants", _table(columns, rows) + _more(note)))
+        sections.append(_section("Variants", _table(columns, rows) + _footnote(note)))
     return sections
 
 
@@ -287,7 +287,7 @@ def _chromosomes(summary: Summary) -> str:
         "StackedBar",
         colours,
         x_labels=CHROMOSOMES,
-        y_labels=_steps(max(map(sum, zip(*table.values(), strict=True)), default=1)),
+        y_labels=_ticks(max(map(sum, zip(*table.values(), strict=True)), default=1)),
     )
     for kind, row in table.items():
         chart.add(kind, row)
@@ -302,7 +302,7 @@ def _histogram(summary: Summary) -> str:
     for fraction in summary.fractions():
         counts[max(0, min(BINS - 1, int(fraction * BINS)))] += 1
     labels = [f"{index * 100 // BINS}" if index % 4 == 0 else "" for index in range(BINS)]
-    chart = _chart("Bar", COLOURS[:1], x_labels=labels, y_labels=_steps(max(counts)), width=560, height=300)
+    chart = _chart("Bar", COLOURS[:1], x_labels=labels, y_labels=_ticks(max(counts)), width=560, height=300)
     chart.add("variants", counts)
     caption = f"Percent, lower edge of each of {BINS} classes."
     return _section(
@@ -310,8 +310,8 @@ def _histogram(summary: Summary) -> str:
     )
 
 
-def _steps(most: int) -> list[int]:
-    """Marks of an axis of counts: whole numbers, about six of them."""
+def _ticks(most: int) -> list[int]:
+    """Return the tick marks of an axis of counts: whole numbers, about six of them."""
     step = next(s for s in (unit * 10**power for power in range(10) for unit in (1, 2, 5)) if s * 6 >= most)
     return list(range(0, most + step, step))
 
@@ -354,7 +354,7 @@ def _chart(kind: str, colours: Sequence[str], **settings: Any) -> Any:
 
 
 def _svg(chart: Any) -> str:
-    """The picture without pygal's script element: nothing runs, nothing is loaded."""
+    """Return the chart as SVG without pygal's script element, so that nothing runs or is loaded."""
     text = chart.render(disable_xml_declaration=True, is_unicode=True)
     return re.sub(r"<script.*?(</script>|/>)", "", text, flags=re.DOTALL)
 
@@ -363,24 +363,24 @@ def _section(title: str, inner: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{inner}</section>"
 
 
-def _more(text: str) -> str:
+def _footnote(text: str) -> str:
     return f'<p class="more">{escape(text)}</p>'
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    numeric = [bool(rows) and _right(rows[0][i]) for i in range(len(heads))]
+    numeric = [bool(rows) and _is_numeric(rows[0][i]) for i in range(len(heads))]
     head = "".join(f"<th{' class=n' if n else ''}>{escape(text)}</th>" for text, n in zip(heads, numeric, strict=True))
     body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 class Figure(str):
-    """A number as it shall be shown; set to the right."""
+    """A formatted number, aligned to the right in tables."""
 
     __slots__ = ()
 
 
-def _right(value: Any) -> bool:
+def _is_numeric(value: Any) -> bool:
     return isinstance(value, Figure) or not isinstance(value, str)
 
 

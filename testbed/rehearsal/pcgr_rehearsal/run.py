@@ -1,4 +1,4 @@
-"""The two workflows, step by step in upstream's order, with upstream's ways of ending."""
+"""The two workflows, with the steps, order and exit codes of PCGR and CPSR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .files import Places
 
 
 def main(command: str, argv: list[str] | None = None) -> int:
-    """Run `pcgr` or `cpsr`; returns the exit code (also 0 when a sub-step failed, as upstream does)."""
+    """Run `pcgr` or `cpsr`; return the exit code, which as in PCGR is 0 even if a sub-step failed."""
     args = options.parse(command, sys.argv[1:] if argv is None else argv)
     print(f"\n*** {NOTICE} ***\n", flush=True)
     try:
@@ -28,27 +28,29 @@ def main(command: str, argv: list[str] | None = None) -> int:
 
 
 class _Temporary:
-    """Temporary files beside the outputs, under a random name; they stay when a run fails."""
+    """Temporary files next to the outputs, with a random name; they stay if the run fails."""
 
     def __init__(self, places: Places) -> None:
-        # no secret: upstream draws 15 letters and digits likewise
+        # not a secret; PCGR too draws 15 letters and digits
         self.stem = f"{places.prefix}.{''.join(random.choices(string.ascii_lowercase + string.digits, k=15))}"
 
     def path(self, suffix: str) -> Path:
+        """Return the path of the temporary file with a suffix."""
         return Path(f"{self.stem}.{suffix}")
 
     def remove(self) -> None:
+        """Remove all temporary files of the run."""
         folder, name = Path(self.stem).parent, Path(self.stem).name
         for path in folder.iterdir():
             if path.name.startswith(f"{name}."):
                 path.unlink()
 
 
-def _fail_if_asked(calls: Any, step: str) -> None:
+def _fail_on_request(calls: Any, step: str) -> None:
     if calls.fault == step:
-        raise SubStepFailed(f"{step}: failed, as the VCF asks (##rehearsal_fault)")
+        raise SubStepFailed(f"{step}: failed, as the VCF requests (##rehearsal_fault)")
     if calls.fault == "traceback" and step == "vep":
-        raise RuntimeError("a traceback in the driver, as the VCF asks (##rehearsal_fault)")
+        raise RuntimeError("a traceback in the driver, as the VCF requests (##rehearsal_fault)")
 
 
 def _pcgr(args: argparse.Namespace) -> None:
@@ -91,7 +93,7 @@ def _pcgr(args: argparse.Namespace) -> None:
         log.info("Finished PCGR!")
         rule()
     temporary.remove()
-    conf["conf"]["oncokb"]["api_token"] = None  # upstream removes it only now: a failed report leaves it in the file
+    conf["conf"]["oncokb"]["api_token"] = None  # PCGR removes it only now, so a failed report leaves it in the file
     outputs.write_yaml(places.output("conf.yaml"), conf)
     print(flush=True)
 
@@ -141,7 +143,7 @@ def _pcgr_settings(args: argparse.Namespace) -> None:
 
 
 def _annotate(args: argparse.Namespace, command: str, places: Places, temporary: _Temporary, summary: Any) -> None:
-    """The four annotation steps: nothing is annotated, the files appear in upstream's order."""
+    """Run the four annotation steps: annotate nothing, but write the files in PCGR's order."""
     from . import outputs, vcf
     from . import summary as figures
 
@@ -149,21 +151,21 @@ def _annotate(args: argparse.Namespace, command: str, places: Places, temporary:
     log = Log(f"{command}-vep")
     log.info(f"VEP: rehearsed release {VEP}, GENCODE {GENCODE[args.genome_assembly]}, no annotation is made")
     time.sleep(calls.seconds)
-    _fail_if_asked(calls, "vep")
+    _fail_on_request(calls, "vep")
     vcf.write(temporary.path("vep.vcf.gz"), calls.header, command, calls.variants)
     log.info(f"Finished {command}-vep")
     rule()
     if command == "pcgr":
-        _fail_if_asked(calls, "vcf2maf")
+        _fail_on_request(calls, "vcf2maf")
         outputs.write_maf(places.output("maf"), args, calls.variants)
         outputs.write_maf(places.output("oncokb_input.maf"), args, calls.variants)
         Log("pcgr-vcf2maf").info("Finished pcgr-vep-vcf2maf")
         rule()
-    _fail_if_asked(calls, "vcfanno")
+    _fail_on_request(calls, "vcfanno")
     Log(f"{command}-vcfanno").info(f"Finished {command}-vcfanno")
     rule()
     log = Log(f"{command}-summarise", sub_step=True)
-    _fail_if_asked(calls, "summarise")
+    _fail_on_request(calls, "summarise")
     summary.passed = [variant for variant in calls.variants if variant.passed]
     if not summary.passed:
         log.refuse("No remaining PASS variants found in query VCF - exiting STEP 3")
@@ -180,7 +182,7 @@ def _annotate(args: argparse.Namespace, command: str, places: Places, temporary:
 def _report(args: argparse.Namespace, command: str, places: Places, summary: Any) -> None:
     from . import outputs, report
 
-    _fail_if_asked(summary.calls, "report")
+    _fail_on_request(summary.calls, "report")
     if command == "pcgr":
         outputs.write_report_tables(args, places, summary)
     else:

@@ -1,4 +1,4 @@
-"""True figures of a sample: what can be counted without any reference data."""
+"""Figures of a sample that can be counted without reference data."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
+        """Compute the figures; None for an empty list."""
         return cls(len(values), min(values), median(values), mean(values), max(values)) if values else None
 
 
 @dataclass
 class Summary:
-    """Counts over the variants of a sample; `reported` are those that pass FILTER and the chosen thresholds."""
+    """Counts over the variants of a sample; `reported` holds those that pass FILTER and the chosen thresholds."""
 
     calls: Calls
     passed: list[Variant]
@@ -44,23 +45,26 @@ class Summary:
     germline: list[Row] = field(default_factory=list)
 
     def by_kind(self, variants: Sequence[Variant]) -> dict[str, int]:
+        """Count variants by kind, including kinds that do not occur."""
         found = Counter(variant.kind for variant in variants)
         return {kind: found[kind] for kind in KINDS}
 
     def by_filter(self) -> list[tuple[str, int]]:
+        """Count all variants by FILTER, most frequent first."""
         return Counter(variant.fields[6] for variant in self.calls.variants).most_common()
 
     def by_gene(self) -> list[tuple[str, int]]:
+        """Count reported variants by gene, most frequent first; variants without a gene are left out."""
         return Counter(variant.gene for variant in self.reported if variant.gene).most_common()
 
     def by_chromosome(self) -> dict[str, list[int]]:
-        """Kind -> number of reported variants on each of CHROMOSOMES; kinds that occur only."""
+        """Return kind -> numbers of reported variants on each of CHROMOSOMES, only for kinds that occur."""
         found = Counter((variant.kind, variant.fields[0]) for variant in self.reported)
         table = {kind: [found[kind, chromosome] for chromosome in CHROMOSOMES] for kind in KINDS}
         return {kind: row for kind, row in table.items() if any(row)}
 
     def substitutions(self) -> dict[str, int]:
-        """SNVs by base change, read from the pyrimidine's strand."""
+        """Count SNVs by base change, read on the strand of the pyrimidine."""
         found: Counter[str] = Counter()
         for variant in self.reported:
             if variant.kind == "SNV":
@@ -71,13 +75,15 @@ class Summary:
         return {change: found[change] for change in ("C>A", "C>G", "C>T", "T>A", "T>C", "T>G")}
 
     def depth(self) -> Spread | None:
+        """Return the spread of the known depths of reported variants."""
         return Spread.of([variant.depth for variant in self.reported if variant.depth is not None])
 
     def fractions(self) -> list[float]:
+        """Return the known allele fractions of reported variants."""
         return [variant.fraction for variant in self.reported if variant.fraction is not None]
 
     def copy_numbers(self) -> dict[int, tuple[int, int]]:
-        """Total copy number -> (segments, bases)."""
+        """Return total copy number -> (segments, bases)."""
         result: dict[int, tuple[int, int]] = {}
         for row in self.segments:
             total = round(float(row["nMajor"])) + round(float(row["nMinor"]))
@@ -87,7 +93,7 @@ class Summary:
 
 
 def reported(args: argparse.Namespace, variants: Sequence[Variant]) -> list[Variant]:
-    """The variants that meet the depth and fraction thresholds; a missing value is never filtered on."""
+    """Return the variants that meet the depth and fraction thresholds; a missing value meets each."""
     return [variant for variant in variants if _meets(args, variant)]
 
 

@@ -1,4 +1,4 @@
-"""PCGR's validation of the tab-separated inputs, and reading them. What it refuses raises `SubStepFailed`."""
+"""Read the tab-separated inputs with PCGR's validation; what it refuses raises `SubStepFailed`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .console import Log
 
 Row = dict[str, str]
 
-# Columns that pcgr demands of a table of cpsr's (2.3.2, pcgr_vars.py); cpsr's rehearsal writes the same ones
+# Columns that pcgr requires in cpsr's table (2.3.2, pcgr_vars.py); the rehearsal of cpsr writes the same ones
 GERMLINE = [
     "SAMPLE_ID",
     "VAR_ID",
@@ -67,7 +67,7 @@ def _rows(path: str, what: str, columns: tuple[str, ...]) -> list[Row]:
     return rows
 
 
-def _is(value: str | None, kind: type[int] | type[float]) -> bool:
+def _parses_as(value: str | None, kind: type[int] | type[float]) -> bool:
     try:
         kind(value or "")
     except ValueError:
@@ -76,10 +76,10 @@ def _is(value: str | None, kind: type[int] | type[float]) -> bool:
 
 
 def copy_numbers(path: str) -> list[Row]:
-    """Allele-specific segments: Chromosome, Start, End (1-based), nMajor, nMinor."""
+    """Read allele-specific segments: Chromosome, Start, End (1-based), nMajor, nMinor."""
     rows = _rows(path, "Copy number segment file", ("Chromosome", "Start", "End", "nMajor", "nMinor"))
     for column, kind in (("Start", int), ("End", int), ("nMajor", float), ("nMinor", float)):
-        if not all(_is(row[column], kind) for row in rows):
+        if not all(_parses_as(row[column], kind) for row in rows):
             _LOG.refuse(f'Copy number segment file contains non-{kind.__name__} values for column: "{column}"')
     for row in rows:
         where = f"{row['Chromosome']}:{row['Start']}-{row['End']}"
@@ -92,14 +92,14 @@ def copy_numbers(path: str) -> list[Row]:
 
 
 def fusions(path: str) -> list[Row]:
-    """RNA fusions: FusionGene (A--B or A::B), LeftBreakpoint, RightBreakpoint, SplitReads, optionally Score."""
+    """Read RNA fusions: FusionGene (A--B or A::B), LeftBreakpoint, RightBreakpoint, SplitReads, optionally Score."""
     rows = _rows(path, "RNA fusion file", ("FusionGene", "LeftBreakpoint", "RightBreakpoint", "SplitReads"))
     empty = 0
     for row in rows:
         name = row["FusionGene"]
-        if not _is(row["SplitReads"], int) or int(row["SplitReads"]) < 0:
+        if not _parses_as(row["SplitReads"], int) or int(row["SplitReads"]) < 0:
             _LOG.refuse(f"'SplitReads' of '{name}' is {row['SplitReads']}, must be an integer >= 0")
-        if "Score" in row and not _is(row["Score"], float):
+        if "Score" in row and not _parses_as(row["Score"], float):
             _LOG.refuse(f"Optional 'Score' of '{name}' is {row['Score']}, must be a number")
         if "--" not in name and "::" not in name:
             _LOG.refuse(f"RNA fusion gene '{name}' missing mandatory '--' or '::' separator")
@@ -121,17 +121,17 @@ def fusions(path: str) -> list[Row]:
 
 
 def expression(path: str) -> list[Row]:
-    """Bulk expression: TargetID, TPM (>= 0)."""
+    """Read bulk expression: TargetID, TPM (>= 0)."""
     rows = _rows(path, "Bulk-RNA expression file", ("TargetID", "TPM"))
     for row in rows:
-        if not _is(row["TPM"], float) or not float(row["TPM"]) >= 0:
+        if not _parses_as(row["TPM"], float) or not float(row["TPM"]) >= 0:
             _LOG.refuse(f"'TPM' of {row['TargetID']} is {row['TPM']}, must be a number >= 0")
     _LOG.info(f"RNA expression file ('{Path(path).name}') adheres to the correct format")
     return rows
 
 
 def germline(path: str, assembly: str) -> list[Row]:
-    """Classified variants that cpsr wrote."""
+    """Read the classified variants that cpsr wrote."""
     if not path.endswith(f"cpsr.{assembly}.classification.tsv.gz"):
         _LOG.refuse(
             f"Germline variants file ({path}) does not adhere to the correct naming format - wrong build or file type"

@@ -1,4 +1,4 @@
-"""PCGR's validation sub-step for a VCF, and reading it for real: one `Variant` per alternative allele."""
+"""Read a VCF with PCGR's validation sub-step: one `Variant` per alternative allele."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RESERVED = frozenset(
     ]
 )
 _GENE_TAG = re.compile("(?i)(.*_)?(gene|symbol)")  # an INFO tag that names a gene: GENE, SYMBOL, HOTSPOT_GENE, ...
-# Steps that a VCF may ask to fail, by a header line like ##rehearsal_fault=vep (and ##rehearsal_seconds=20 to last longer)
+# Steps that fail if a header line of the VCF requests it, such as ##rehearsal_fault=vep; ##rehearsal_seconds=20 prolongs a run
 FAULTS = ("validation", "vep", "vcf2maf", "vcfanno", "summarise", "empty_variant_set", "report", "traceback")
 _ORDER = {name: index for index, name in enumerate(CHROMOSOMES)}
 
@@ -69,33 +69,37 @@ class Variant:
 
     @property
     def identity(self) -> str:
+        """Chromosome, position, reference and alternative allele, joined by `_`."""
         return "_".join((self.fields[0], self.fields[1], self.fields[3], self.fields[4]))
 
     @property
     def passed(self) -> bool:
+        """Whether the variant has passed the caller's filters, or none was applied."""
         return self.fields[6] in ("PASS", ".")
 
     @property
     def kind(self) -> str:
+        """The kind of the variant, see `kind_of`."""
         return kind_of(self.fields[3], self.fields[4])
 
     @property
     def alternative_depth(self) -> int | None:
-        """Reads that show the allele: depth times fraction, rounded, as PCGR computes it."""
+        """The number of reads with the allele: depth times fraction, rounded, as PCGR computes it."""
         return None if self.depth is None or self.fraction is None else round(self.depth * self.fraction)
 
     def info(self) -> dict[str, str]:
+        """Return the INFO field as tag -> value, empty for flags."""
         return _info(self.fields[7])
 
 
 @dataclass
 class Calls:
-    """A validated VCF: its header lines as text, its variants in file order of the kept chromosomes."""
+    """A validated VCF: its header as text, and its variants on the kept chromosomes, sorted."""
 
     header: str
     samples: list[str]
     variants: list[Variant] = field(default_factory=list)
-    dropped: int = 0  # records off the kept chromosomes, or without an alternative allele
+    dropped: int = 0  # records on other chromosomes, or without an alternative allele
     multiallelic: int = 0
     homozygous_reference: int = 0
     regions: list[tuple[str, int, int]] = field(
@@ -106,7 +110,7 @@ class Calls:
 
 
 def kind_of(reference: str, alternative: str) -> str:
-    """SNV, MNV, insertion, deletion, indel or other (symbolic alleles, breakends, `*`)."""
+    """Return SNV, MNV, insertion, deletion, indel or other (symbolic alleles, breakends, `*`)."""
     if not re.fullmatch("[ACGTNacgtn]+", reference) or not re.fullmatch("[ACGTNacgtn]+", alternative):
         return "other"
     if len(reference) == len(alternative):
@@ -117,12 +121,12 @@ def kind_of(reference: str, alternative: str) -> str:
 
 
 def validate(args: argparse.Namespace, command: str, refdata: Path) -> Calls:
-    """Check the VCF as upstream's validation script does and read it. Raises `SubStepFailed` for what it refuses."""
+    """Check the VCF as PCGR's validation script does, and read it. Raises `SubStepFailed` for what it refuses."""
     log = Log(f"{command}-validate-input-arguments", sub_step=True)
     try:
         with pysam.VariantFile(args.input_vcf) as stream:
             calls = Calls(str(stream.header), list(stream.header.samples))
-            calls.fault, calls.seconds = _requests(calls.header)
+            calls.fault, calls.seconds = _requested_fault(calls.header)
             _check_tags(args, command, stream.header, refdata, log)
             if command == "cpsr" and len(calls.samples) > 1:
                 log.refuse(
@@ -138,12 +142,12 @@ def validate(args: argparse.Namespace, command: str, refdata: Path) -> Calls:
         log.info(f"Input VCF contains NO valid variants on {where} after VCF cleaning - quitting workflow")
         raise SubStepFailed
     if calls.fault == "validation":
-        log.refuse("the VCF asks for a failing validation (##rehearsal_fault)")
+        log.refuse("the VCF requests a failing validation (##rehearsal_fault)")
     return calls
 
 
 def write(path: Path, header: str, command: str, variants: Iterable[Variant]) -> None:
-    """Write bgzipped and indexed; genotype columns are dropped for pcgr, kept for cpsr."""
+    """Write a bgzipped, indexed VCF, without genotype columns for pcgr, with them for cpsr."""
     lines = []
     for line in header.splitlines():
         if command == "pcgr" and line.startswith("##FORMAT="):
@@ -167,11 +171,11 @@ def write(path: Path, header: str, command: str, variants: Iterable[Variant]) ->
 
 
 def reserved_by_workflow(refdata: Path, command: str) -> set[str]:
-    """The INFO tags that the workflow would add itself, from the bundle's tables."""
+    """Return the INFO tags that the workflow itself would add, from the bundle's tables."""
     tags: set[str] = set()
     for name, scope in (("vcf_infotags_other.tsv", command), ("vcf_infotags_vep.tsv", "vep")):
         path = refdata / name
-        if path.exists():  # upstream tolerates their absence
+        if path.exists():  # PCGR tolerates their absence
             with path.open() as stream:
                 tags |= {row["tag"] for row in csv.DictReader(stream, delimiter="\t") if scope in row["category"]}
     tracks = [*(f"variant/vcf/{name}" for name in ("clinvar", "tcga", "gwas", "dbnsfp"))]
@@ -188,7 +192,7 @@ def reserved_by_workflow(refdata: Path, command: str) -> set[str]:
 
 
 def check_panel_of_normals(path: str) -> None:
-    """The panel of normals must declare the INFO flag PANEL_OF_NORMALS."""
+    """Refuse a panel of normals that does not declare the INFO flag PANEL_OF_NORMALS."""
     log = Log("pcgr-validate-input-arguments", sub_step=True)
     with pysam.VariantFile(path) as stream:
         known = stream.header.info
@@ -197,7 +201,7 @@ def check_panel_of_normals(path: str) -> None:
     log.info("Found 'PANEL_OF_NORMALS' INFO flag in panel-of-normals VCF header")
 
 
-def _requests(header: str) -> tuple[str | None, float]:
+def _requested_fault(header: str) -> tuple[str | None, float]:
     fault = re.search("^##rehearsal_fault=(.*)$", header, re.MULTILINE)
     seconds = re.search(r"^##rehearsal_seconds=(\d+)$", header, re.MULTILINE)
     if fault and fault[1] not in FAULTS:
@@ -309,7 +313,7 @@ def _decompose(fields: list[str], info: dict[str, str], formats: dict[str, str])
 
 
 def _share(value: str, number: str | None, index: int, count: int) -> str:
-    """The part of a per-allele value that belongs to one alternative (Number=A: its own; R: reference and its own)."""
+    """Return the part of a per-allele value that belongs to one alternative (Number=A: its own; R: also the reference's)."""
     parts = value.split(",")
     if number == "A" and len(parts) == count:
         return parts[index]
@@ -328,7 +332,7 @@ def _genotype(fields: list[str]) -> str:
 
 
 def genotype(variant: Variant) -> str:
-    """`heterozygous`, `homozygous`, or `undefined` (no genotype column, or no call)."""
+    """Return `heterozygous`, `homozygous`, or `undefined` (no genotype column, or no call)."""
     if len(variant.fields) < 10:
         return "undefined"
     alleles = set(re.split("[/|]", _genotype(variant.fields)))
@@ -372,7 +376,7 @@ def _depth_of_sample(fields: list[str]) -> int | None:
 
 
 def _restrict(args: argparse.Namespace, refdata: Path, calls: Calls, log: Log) -> None:
-    """Keep what overlaps the chosen panels (BED of the bundle), or the genes of the custom list."""
+    """Keep the variants that overlap the chosen panels (BED of the bundle), or the genes of the custom list."""
     panels = ["0"] if args.custom_list else sorted(set(args.panel_id.split(",")))
     wanted = _custom_genes(args, refdata, log) if args.custom_list else None
     regions = calls.regions

@@ -45,7 +45,7 @@ def submit(cloud: Cloud, *arguments: str | Path, rc: int = 0) -> subprocess.Comp
 def program(cloud: Cloud, *arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     command = [*HEED_INTERRUPTS, sys.executable, ROOT / "scripts/submit", "--bucket", cloud.bucket, *arguments]
     return subprocess.Popen(
-        command, env=cloud.environment | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=cloud.environment | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     )
 
 
@@ -81,7 +81,7 @@ def result(name: str, text: bytes = b"report") -> bytes:
 
 
 class Restartable:
-    """A look-alike of AWS that can go away and come back at the same address; its contents stay."""
+    """A simulated AWS that can stop and start again at the same address; its contents stay."""
 
     def __init__(self) -> None:
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -128,7 +128,7 @@ def test_a_connection_that_stays_lost_is_no_refusal(away: Restartable, tmp_path:
     command = line.partition("fetch its result with: ")[2].split()
     cloud.publish(ONE, b"result")
     done = subprocess.run(
-        [sys.executable, *command], env=cloud.environment, capture_output=True, text=True, check=False
+        [sys.executable, *command], env=cloud.environment, capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo-000001-somatic-output.tar.gz").read_bytes() == b"result"
@@ -178,7 +178,7 @@ def test_a_store_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("same", "stored"), [(True, True), (False, False)])
-def test_an_upload_whose_answer_was_lost_is_not_taken_for_somebody_elses(
+def test_an_upload_whose_answer_was_lost_is_not_taken_for_another_sample(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, same: bool, stored: bool
 ) -> None:
     """S3 refuses the second try of a conditional request whose first try it has carried out."""
@@ -302,7 +302,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_sending(cloud: Cloud,
     file.write_bytes(b"")
     out = {"file": file, "below a file": file / "out", "kernel": Path("/proc/self/net")}[place]
     done = submit(cloud, SOMATIC, "--wait", "--out", out, rc=2)
-    assert done.stderr.startswith(f"submit: --out: {out}: ") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"scripts/submit: --out: {out}: ") and len(done.stderr.splitlines()) == 1
     assert cloud.keys() == []
 
 
@@ -330,7 +330,10 @@ def test_a_signal_while_packing_leaves_no_patient_data(cloud: Cloud, tmp_path: P
         said = process.stdout.read()
         assert process.wait(30) == code
     assert list(scratch.iterdir()) == []
-    assert said.splitlines()[-1] in ("submit: terminated", "submit: interrupted") and "Traceback" not in said
+    assert (
+        said.splitlines()[-1] in ("scripts/submit: terminated", "scripts/submit: interrupted")
+        and "Traceback" not in said
+    )
     assert cloud.keys() == []
 
 

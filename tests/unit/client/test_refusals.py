@@ -18,7 +18,7 @@ from rich.console import Console
 
 from support.client_cloud import HEED_INTERRUPTS, ROOT, Cloud, region, script
 from umccr_pcgr.client.spool import Spool
-from umccr_pcgr.client.status_view import Machine, View, render
+from umccr_pcgr.client.status_view import Instance, View, render
 from umccr_pcgr.client.store import Refused, Status, statuses
 from umccr_pcgr.samples.naming import Sample
 
@@ -40,7 +40,8 @@ def refusal(cloud: Cloud, name: str, *arguments: str | Path, **more: str) -> str
     """The one line with which a program refuses."""
     done = script(name, *arguments, environment=cloud.environment | more)
     assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
-    assert done.stderr.startswith(f"{name}: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    called = name if name == "spot_price" else f"scripts/{name}"
+    assert done.stderr.startswith(f"{called}: ") and len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
 
 
@@ -175,7 +176,7 @@ def test_status_ends_on_a_signal_without_a_traceback(cloud: Cloud, number: int, 
 
 
 @contextmanager
-def nobody() -> Iterator[None]:
+def unprivileged() -> Iterator[None]:
     """As a user to whom permissions apply."""
     before = os.geteuid()
     if before == 0:
@@ -202,10 +203,10 @@ def spool() -> Iterator[Path]:
 
 @pytest.mark.parametrize("folder", ["inbox", "inbox/lab", "claimed", "done", "failed"])
 def test_a_spool_folder_that_may_not_be_read_is_no_empty_one(spool: Path, folder: str) -> None:
-    with nobody():
+    with unprivileged():
         assert [status.state for status in statuses(Spool(spool), "")] == ["queued"]
     (spool / folder).chmod(0)
-    with nobody(), pytest.raises(Refused, match=rf"{spool / folder}: Permission denied|{spool}: no spool"):
+    with unprivileged(), pytest.raises(Refused, match=rf"{spool / folder}: Permission denied|{spool}: no spool"):
         statuses(Spool(spool), "")
 
 
@@ -217,7 +218,7 @@ def test_claims_of_the_consumers_user_are_known_by_their_notes(spool: Path) -> N
     (spool / "claimed/lab").mkdir()
     (spool / "claimed/lab/b-000001-somatic-running.json").write_text('{"host": "worker-1"}')
     claim.chmod(0)
-    with nobody():
+    with unprivileged():
         (found,) = statuses(Spool(spool), "")
     assert (found.sample.name, found.state, found.host) == ("b-000001-somatic", "running", "worker-1")
 
@@ -228,14 +229,14 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def lines(
-    samples: int, machines: int, height: int, width: int = 80, queue: dict[str, int] | str | None = None
+    samples: int, instances: int, height: int, width: int = 80, queue: dict[str, int] | str | None = None
 ) -> list[str]:
     found = [
         Status(Sample("a-long-folder/", "batch", number, "somatic"), "failed", NOON, reason="a long reason " * 20)
         for number in range(samples)
     ]
     ours = [
-        Machine(
+        Instance(
             f"pcgr-{number}",
             f"i-{number:017x}",
             "terminated" if number % 2 else "running",
@@ -243,7 +244,7 @@ def lines(
             NOON,
             "192.0.2.1",
         )
-        for number in range(machines)
+        for number in range(instances)
     ]
     view = View(found, ours, queue or {"visible": 190, "in_flight": 2, "delayed": 0}, NOON)
     console = Console(width=width, height=height, color_system=None)
@@ -253,24 +254,24 @@ def lines(
 
 
 @pytest.mark.parametrize("height", [10, 24, 50])
-@pytest.mark.parametrize("machines", [0, 2, 3, 60])
+@pytest.mark.parametrize("instances", [0, 2, 3, 60])
 @pytest.mark.parametrize("samples", [0, 3, 15, 200])
-def test_watched_rows_fit_and_machines_and_queue_are_seen(samples: int, machines: int, height: int) -> None:
-    found = lines(samples, machines, height)
+def test_watched_rows_fit_and_instances_and_queue_are_seen(samples: int, instances: int, height: int) -> None:
+    found = lines(samples, instances, height)
     assert len(found) <= height
-    assert any(line.startswith("Machines") for line in found)
+    assert any(line.startswith("Instances") for line in found)
     assert found[-1].startswith("Queue  190 waiting, 2 in flight")
     rows = sum("batch-" in line for line in found)
     ours = sum("pcgr-" in line for line in found)
-    assert ours >= min(machines, 1)
+    assert ours >= min(instances, 1)
     if rows < samples:
         assert any(f"… and {samples - rows} older ones" in line for line in found)
-        assert len(found) == height or machines > ours
-    if ours < machines:
-        assert any(f"… and {machines - ours} more" in line for line in found)
+        assert len(found) == height or instances > ours
+    if ours < instances:
+        assert any(f"… and {instances - ours} more" in line for line in found)
 
 
-def test_running_machines_are_seen_before_ended_ones() -> None:
+def test_running_instances_are_seen_before_ended_ones() -> None:
     shown = [line for line in lines(200, 20, 24) if "pcgr-" in line]
     assert shown and all("running" in line for line in shown)
 
@@ -304,4 +305,4 @@ def test_status_watch_at_a_terminal_of_24_lines(cloud: Cloud) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     os.close(master)
-    assert "Machines" in text and "older ones" in text and "200 queued" in text
+    assert "Instances" in text and "older ones" in text and "200 queued" in text

@@ -1,4 +1,4 @@
-"""scripts/status: what it makes of the keys and notes in a bucket or spool, of machines, and of the queue."""
+"""pcgr-status: the states that follow from keys and notes in a bucket or spool, the instances, and the queue."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from support import ROOT
 from support.client_cloud import Cloud, region, script
-from umccr_pcgr.client.store import Entry, is_of
+from umccr_pcgr.client.store import Bucket, Entry, follow, is_of
 from umccr_pcgr.samples.naming import Sample, parse
 
 ONE = parse("demo-000001-somatic.tar.gz")
@@ -118,13 +119,13 @@ def test_more_than_one_page_of_keys(cloud: Cloud) -> None:
     assert len(look(cloud)["samples"]) == 1002
 
 
-def test_machines_and_queue_counts(cloud: Cloud) -> None:
+def test_instances_and_queue_counts(cloud: Cloud) -> None:
     ec2, sqs = cloud.client("ec2"), cloud.client("sqs")
     image = ec2.describe_images()["Images"][0]["ImageId"]
     launch = {"ImageId": image, "MinCount": 1, "MaxCount": 1, "InstanceType": "m5.large"}
     tags = [{"Key": "umccr.pcgr", "Value": cloud.bucket}]
     ours = ec2.run_instances(**launch, TagSpecifications=[{"ResourceType": "instance", "Tags": tags}])
-    ec2.run_instances(**launch)  # somebody else's
+    ec2.run_instances(**launch)  # not ours
     dead = sqs.create_queue(QueueName=f"{cloud.bucket}-dead")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "3"})
@@ -135,21 +136,21 @@ def test_machines_and_queue_counts(cloud: Cloud) -> None:
 
     found = look(cloud, "--queue", cloud.bucket)
     assert found["queue"] == {"visible": 2, "in_flight": 1, "delayed": 0, "dead_letters": 1}
-    machines = [machine for machine in found["machines"] if machine["name"] == cloud.bucket]
-    assert [machine["id"] for machine in machines] == [ours["Instances"][0]["InstanceId"]]
+    instances = [instance for instance in found["machines"] if instance["name"] == cloud.bucket]
+    assert [instance["id"] for instance in instances] == [ours["Instances"][0]["InstanceId"]]
     assert len(found["machines"]) == 1
-    assert (machines[0]["state"], machines[0]["type"]) == ("running", "m5.large")
+    assert (instances[0]["state"], instances[0]["type"]) == ("running", "m5.large")
 
     text = status(cloud, "--queue", cloud.bucket)
     assert "2 waiting, 1 in flight, 1 dead letter" in text
-    assert re.search(rf"{cloud.bucket} +{machines[0]['id']} +running +\d+ s +m5.large", text)
+    assert re.search(rf"{cloud.bucket} +{instances[0]['id']} +running +\d+ s +m5.large", text)
 
 
 def test_a_missing_queue_does_not_hide_the_samples(cloud: Cloud) -> None:
     cloud.put(ONE.input_key, b"input")
-    found = look(cloud, "--queue", "nobody-made-this")
+    found = look(cloud, "--queue", "not-created")
     assert [sample["state"] for sample in found["samples"]] == ["queued"]
-    assert found["queue"].startswith("queue nobody-made-this: ")
+    assert found["queue"].startswith("queue not-created: ")
 
 
 def test_text_for_pipes_has_whole_lines_and_no_colours(cloud: Cloud) -> None:
@@ -163,7 +164,7 @@ def test_text_for_pipes_has_whole_lines_and_no_colours(cloud: Cloud) -> None:
 
 def test_missing_bucket_is_one_line(cloud: Cloud) -> None:
     done = script("status", "--bucket", "no-such-bucket-here", environment=cloud.environment)
-    assert (done.returncode, done.stderr) == (2, "status: bucket no-such-bucket-here: Not Found (404)\n")
+    assert (done.returncode, done.stderr) == (2, "scripts/status: bucket no-such-bucket-here: Not Found (404)\n")
 
 
 def test_watch_prints_one_object_per_look(cloud: Cloud) -> None:
@@ -227,4 +228,21 @@ INPUT = Entry("k", NOON, "version:b")
     ],
 )
 def test_which_input_a_result_is_of(labels: dict[str, str] | None, modified: datetime, counts: bool) -> None:
-    assert is_of(Entry("r", modified, labels=labels), INPUT) is counts
+    assert is_of(Entry("r", modified, labels=labels), INPUT, lambda: True) is counts
+
+
+def test_of_two_inputs_of_one_second_the_stored_one_is_the_newer(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of the version that the key holds now counts for the other one, too, which it replaced."""
+    cloud.versioned()
+    found = []
+    for body in (b"first", b"second"):
+        cloud.put(ONE.input_key, body)
+        found.append(replace(cloud.input_version(ONE), last_modified=NOON))
+    first, second = (Entry(ONE.input_key, NOON, version.identity) for version in found)
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket(cloud.bucket, None)
+    cloud.publish(ONE, b"result of the second", of=found[1])
+    assert (follow(bucket, ONE, first).state, follow(bucket, ONE, second).state) == ("done", "done")
+    cloud.publish(ONE, b"result of the first", of=found[0])
+    assert (follow(bucket, ONE, first).state, follow(bucket, ONE, second).state) == ("done", "queued")

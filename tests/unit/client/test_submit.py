@@ -64,7 +64,7 @@ def refused(cloud: Cloud, *arguments: str | Path) -> str:
     before = cloud.keys()
     line = submit(cloud, *arguments, rc=2).stderr
     assert cloud.keys() == before
-    assert line.startswith("submit: ")
+    assert line.startswith("scripts/submit: ")
     return line
 
 
@@ -213,7 +213,7 @@ def test_refusals_name_the_users_file_not_a_copy(cloud: Cloud, tmp_path: Path) -
     broken.write_bytes(gzip.compress(VCF.encode())[:-12])
     assert f"{broken}: damaged gzip file" in refused(cloud, broken)
     broken.write_bytes(gzip.compress(b"hello\n"))
-    assert refused(cloud, broken).startswith(f"submit: {broken}: line 1: found 'hello'")
+    assert refused(cloud, broken).startswith(f"scripts/submit: {broken}: line 1: found 'hello'")
     table = tmp_path / "cna.tsv"
     table.write_text("Chromosome\tStart\tEnd\tSegment_Mean\n")
     good = tmp_path / "good.vcf"
@@ -264,9 +264,9 @@ def test_tarball_that_the_consumer_would_refuse_is_not_sent(cloud: Cloud, tmp_pa
 
 def test_missing_bucket_or_region_is_one_line(cloud: Cloud) -> None:
     done = script("submit", "--bucket", "no-such-bucket-here", SOMATIC, environment=cloud.environment)
-    assert (done.returncode, done.stderr) == (2, "submit: bucket no-such-bucket-here: Not Found (404)\n")
+    assert (done.returncode, done.stderr) == (2, "scripts/submit: bucket no-such-bucket-here: Not Found (404)\n")
     silent = {name: value for name, value in cloud.environment.items() if name != "AWS_ENDPOINT_URL"}
-    closed = "http://127.0.0.1:9"  # discard: nobody listens
+    closed = "http://127.0.0.1:9"  # discard: nothing listens
     done = script("submit", "--bucket", "b" * 4, "--endpoint-url", closed, SOMATIC, environment=silent)
     assert done.returncode == 2 and "Could not connect" in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -366,7 +366,7 @@ SCALARS = (
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(SCALARS, max_size=3) | st.dictionaries(KEYS, inner, max_size=3))
 
 
-@settings(deadline=None)  # the machine may be busy with others
+@settings(deadline=None)  # the host may be busy with others
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_toml_written_is_toml_read(document: dict[str, object]) -> None:
     assert tomllib.loads(toml_text(document)) == document

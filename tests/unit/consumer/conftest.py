@@ -1,4 +1,4 @@
-"""A worker's world in a folder: settings, a scripted tool in place of the container, and either backend behind one face."""
+"""The consumer's harness: settings in a folder, a scripted tool in place of the container, and either backend behind one interface."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from umccr_pcgr.consumer.attempt import Context
 from umccr_pcgr.consumer.cli import runtime_of
 from umccr_pcgr.consumer.config import Image, QueueSettings, Settings
 from umccr_pcgr.consumer.runtime import Job, Run, Runtime
-from umccr_pcgr.consumer.spool import SpoolQueue, SpoolStore
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
+from umccr_pcgr.consumer.spool_store import SpoolStore
 from umccr_pcgr.samples.limits import Limits
 
 REGION = "ap-southeast-2"
@@ -36,11 +37,13 @@ PACE = worker.Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)
 
 @pytest.fixture
 def make() -> type[Make]:
+    """Return the builders of inputs."""
     return Make
 
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
+    """Yield the endpoint of a simulated S3 and SQS."""
     os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_EC2_METADATA_DISABLED="true")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -49,8 +52,8 @@ def endpoint() -> Iterator[str]:
     server.stop()
 
 
-class World:
-    """What the tests see of a backend: put a sample in, look what came out. Subclasses know where."""
+class Backend:
+    """One interface for tests of either backend: put a sample, read what is published. Subclasses know where."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,11 +78,13 @@ class World:
         )
 
     def context(self, **changes: Any) -> Context:
+        """Return the context of attempts, with settings changed."""
         image = Image("docker", "sha256:" + "0" * 64, "umccr/pcgr-rehearsal:2.3.2", None)
         settings = replace(self.settings, **changes)
         return Context(settings, release(self.release), image, self.runtime, self.store(), host="test")
 
     def worker(self, **changes: Any) -> worker.Worker:
+        """Return a worker that does not wait."""
         return worker.Worker(self.context(**changes), self.queue(), PACE)
 
     def settle(self, limit: float = 20, **changes: Any) -> list[str | None]:
@@ -93,6 +98,7 @@ class World:
         return ends
 
     def report(self, key: str = KEY) -> dict[str, Any] | None:
+        """Return the failure report of a sample, or None."""
         data = self.read(key.removesuffix(".tar.gz") + "-failed.json")
         return None if data is None else json.loads(data)
 
@@ -105,7 +111,7 @@ class World:
         found = {}
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
-                folder, _, inner = member.name.partition("/")
+                folder, _unused, inner = member.name.partition("/")
                 assert folder == name
                 assert member.isreg()
                 file = archive.extractfile(member)
@@ -121,7 +127,9 @@ class World:
         )
 
 
-class SpoolWorld(World):
+class SpoolBackend(Backend):
+    """A spool in a folder."""
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.root = folder / "spool"
@@ -130,27 +138,34 @@ class SpoolWorld(World):
         self.queue()
 
     def queue(self) -> SpoolQueue:
+        """Return a queue as a worker sees it."""
         return SpoolQueue(self.root, visibility=self.visibility, max_receives=self.max_receives, settle=0)
 
     def store(self) -> SpoolStore:
+        """Return a store as a worker sees it."""
         return SpoolStore(self.root)
 
     def put(self, data: bytes, key: str = KEY) -> None:
+        """Put a file into the inbox."""
         path = self.root / "inbox" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
     def read(self, key: str) -> bytes | None:
+        """Return what is published at a key, or None."""
         for place in ("done", "failed", "claimed"):
             if (path := self.root / place / key).is_file():
                 return path.read_bytes()
         return None
 
     def dead(self) -> list[str]:
+        """Return the names of the tarballs in failed/."""
         return [path.name for path in (self.root / "failed").rglob("*.tar.gz")]
 
 
-class SqsWorld(World):
+class SqsBackend(Backend):
+    """A bucket and a queue with a dead-letter queue."""
+
     def __init__(
         self, folder: Path, endpoint: str, *, visibility: int = 10, receives: int = 5, versioned: bool = False
     ) -> None:
@@ -171,62 +186,73 @@ class SqsWorld(World):
         self.settings = replace(self.settings, queue=self.queue_settings)
 
     def queue(self) -> sqs.SqsQueue:
+        """Return a queue as a worker sees it."""
         return sqs.SqsQueue(self.queue_settings)
 
     def store(self) -> sqs.S3Store:
+        """Return a store as a worker sees it."""
         return sqs.S3Store(self.queue_settings)
 
     def put(self, data: bytes, key: str = KEY) -> None:
+        """Store an object and send its event."""
         answer = self.s3.put_object(Bucket=self.bucket, Key=key, Body=data)
-        self.tell(key, answer.get("VersionId"))
+        self.notify(key, answer.get("VersionId"))
 
     def event(self, key: str, version: str | None = None) -> dict[str, Any]:
+        """Return the record of an event."""
         thing = {"key": key} | ({"versionId": version} if version else {})
         return {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": self.bucket}, "object": thing}}
 
-    def tell(self, key: str = KEY, version: str | None = None) -> None:
+    def notify(self, key: str = KEY, version: str | None = None) -> None:
+        """Send the event of an object."""
         self.send(json.dumps({"Records": [self.event(key, version)]}))
 
     def send(self, body: str) -> None:
+        """Send a message."""
         self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
 
     def read(self, key: str) -> bytes | None:
+        """Return an object's content, or None."""
         try:
             return bytes(self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
         except self.s3.exceptions.NoSuchKey:
             return None
 
     def dead(self) -> list[str]:
+        """Return the messages in the dead-letter queue."""
         answer = self.sqs.receive_message(QueueUrl=self.dlq, MaxNumberOfMessages=10)
         return [message["Body"] for message in answer.get("Messages", [])]
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> SpoolWorld:
-    (tmp_path / "spool-world").mkdir()
-    return SpoolWorld(tmp_path / "spool-world")
+def spool(tmp_path: Path) -> SpoolBackend:
+    """Return a spool."""
+    (tmp_path / "spool-backend").mkdir()
+    return SpoolBackend(tmp_path / "spool-backend")
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, endpoint: str) -> SqsWorld:
-    return SqsWorld(tmp_path, endpoint)
+def cloud(tmp_path: Path, endpoint: str) -> SqsBackend:
+    """Return a bucket and a queue."""
+    return SqsBackend(tmp_path, endpoint)
 
 
 @pytest.fixture
-def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsWorld]:
-    return lambda **options: SqsWorld(tmp_path, endpoint, **options)
+def make_cloud(tmp_path: Path, endpoint: str) -> Callable[..., SqsBackend]:
+    """Return a function that creates a bucket and a queue with options."""
+    return lambda **options: SqsBackend(tmp_path, endpoint, **options)
 
 
 @pytest.fixture(params=["spool", "sqs"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Both backends in turn, in a folder whose name looks like a part of an output's name."""
     folder = tmp_path / "x.pcgr.y"
     folder.mkdir()
-    return SpoolWorld(folder) if request.param == "spool" else SqsWorld(folder, request.getfixturevalue("endpoint"))
+    return SpoolBackend(folder) if request.param == "spool" else SqsBackend(folder, request.getfixturevalue("endpoint"))
 
 
 class Metadata(ThreadingHTTPServer):
-    """An instance metadata service that insists on tokens; `notice` appears when set, `refuse` makes it another cloud's."""
+    """An instance metadata service that requires tokens; `notice` appears when set, with `refuse` it gives no tokens, as in other clouds."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -239,9 +265,12 @@ class Metadata(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
+    """Answers one request."""
+
     server: Metadata
 
-    def log_message(self, *_: object) -> None: ...
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
 
     def _send(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)
@@ -250,12 +279,14 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_PUT(self) -> None:
+        """Return a new token."""
         if self.server.refuse or not self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
             return self._send(405)
         self.server.tokens += 1
         return self._send(200, b"token-%d" % self.server.tokens)
 
     def do_GET(self) -> None:
+        """Return an item of metadata to whoever has the newest token."""
         self.server.looks += 1
         if self.server.expire:
             self.server.expire = False
@@ -269,6 +300,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    """Yield a metadata service."""
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
     server = Metadata()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -281,7 +313,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
 
 STAND_IN = ROOT / "tests/support/stand_in.py"
 KINDS = ("docker", "apptainer", "conda")
-# The tool as the smoke test sees it: version, usage, and the look at the bundle.
+# The tool as the smoke test sees it: version, usage, and the check of the bundle.
 ANSWERS = """#!/bin/sh
 case "$*" in
   --version) echo "{command} {version}" ;;
@@ -296,7 +328,7 @@ esac
 
 @dataclass
 class Site:
-    """A machine with one kind of runtime; `image` may be made wrong by a test."""
+    """A host with one kind of runtime; a test may break `image`."""
 
     kind: str
     folder: Path
@@ -307,6 +339,7 @@ class Site:
 
     @property
     def runtime(self) -> Runtime:
+        """Return the runtime of the host."""
         return runtime_of(self.settings, self.image)
 
     def job(self, script: str, *, attempt: str = "a1") -> Job:
@@ -314,6 +347,7 @@ class Site:
         return self.command("sh", "-c", script, attempt=attempt)
 
     def command(self, *argv: str, attempt: str = "a1") -> Job:
+        """Return a job that runs a command."""
         work = self.settings.work_dir / f"attempt-{attempt}"
         for name in ("inputs", "outputs"):
             (work / name).mkdir(parents=True, exist_ok=True)
@@ -321,6 +355,7 @@ class Site:
         return Job(attempt, argv, work / "inputs", work / "outputs", work / "pcgr.log")
 
     def run(self, script: str, timeout: float = 30) -> tuple[Run, str]:
+        """Run a script; returns how the run ended and its log."""
         job = self.job(script)
         result = self.runtime.run(job, timeout, lambda: None)
         return result, job.log.read_text()
@@ -328,6 +363,7 @@ class Site:
 
 @pytest.fixture(params=KINDS)
 def site(request: pytest.FixtureRequest, spool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Return a host for each kind of runtime."""
     assert shutil.which("bwrap"), "bubblewrap is missing (bindep.txt)"
     kind = request.param
     programs, tree = tmp_path / "programs", tmp_path / "opt" / ("0" * 16)

@@ -13,7 +13,7 @@ import pytest
 
 from umccr_pcgr.consumer import sqs
 from umccr_pcgr.consumer.config import QueueSettings
-from umccr_pcgr.consumer.spool import SpoolQueue
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
 from umccr_pcgr.samples.model import InputRef, InputVersion, LeaseLost, Transient
 
 # --- spool --------------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_many_workers_claim_every_file_exactly_once(spool: Any) -> None:
         while claim := queue.claim(0):
             got.append(claim.jobs[0].key)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work) for _unused in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -44,7 +44,7 @@ def test_a_silent_claim_is_taken_over_by_exactly_one_and_only_after_the_visibili
     first = spool.queue().claim(0)
     assert spool.queue().claim(0) is None  # control: not yet
     time.sleep(0.7)
-    claims = [spool.queue().claim(0) for _ in range(3)]
+    claims = [spool.queue().claim(0) for _unused in range(3)]
     assert [claim.receives for claim in claims if claim] == [2]
     with pytest.raises(LeaseLost):
         spool.queue().extend(first)
@@ -114,14 +114,14 @@ def test_inputs_move_along_with_their_results(spool: Any, make: Any) -> None:
     ]
 
 
-def test_a_foreign_result_without_provenance_is_replaced(world: Any, make: Any) -> None:
-    store, path = world.store(), world.folder / "foreign"
+def test_a_foreign_result_without_provenance_is_replaced(backend: Any, make: Any) -> None:
+    store, path = backend.store(), backend.folder / "foreign"
     path.write_bytes(b"not even a tarball")
     key = "in/demo-000001-somatic-output.tar.gz"
-    store.put_if(getattr(world, "bucket", "spool"), key, path, {}, None)
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
-    assert world.result()
+    store.put_if(getattr(backend, "bucket", "spool"), key, path, {}, None)
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
+    assert backend.result()
 
 
 def test_a_spool_that_cannot_be_used_says_so(tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_a_queue_that_does_not_exist_is_not_made(cloud: Any) -> None:
 
 def test_an_endpoint_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     settings = QueueSettings("sqs", name="q", region="ap-southeast-2", endpoint_url="http://127.0.0.1:1")
-    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_: 0)
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_unused: 0)
     with pytest.raises(Transient, match="queue q: Could not connect"):
         sqs.SqsQueue(settings)
-    with pytest.raises(Transient, match="look at k"):
+    with pytest.raises(Transient, match="head k"):
         sqs.S3Store(settings).head(InputRef("b", "k"))
 
 
@@ -153,11 +153,11 @@ def test_a_refused_permission_is_transient_and_says_so(cloud: Any, monkeypatch: 
 
     store = cloud.store()
 
-    def denied(**_: Any) -> None:
+    def denied(**_unused: Any) -> None:
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "HeadObject")
 
     monkeypatch.setattr(store._s3, "head_object", denied)
-    with pytest.raises(Transient, match="look at k: AccessDenied: no"):
+    with pytest.raises(Transient, match="head k: AccessDenied: no"):
         store.head(InputRef("b", "k"))
 
 
@@ -200,7 +200,7 @@ def test_multipart_uploads_have_no_md5_and_are_still_fetched(cloud: Any, make: A
     parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
     cloud.s3.complete_multipart_upload(Bucket=cloud.bucket, Key=make.KEY, UploadId=start, MultipartUpload=parts)
     assert cloud.store().head(InputRef(cloud.bucket, make.KEY)).md5 is None
-    cloud.tell(make.KEY)
+    cloud.notify(make.KEY)
     assert cloud.settle() == ["done"]
 
 

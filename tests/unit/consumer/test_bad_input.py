@@ -44,17 +44,17 @@ def test_refused_with_one_line(spool: Any, make: Any, case: str) -> None:
         "in/notes.txt",
     ],
 )
-def test_a_name_off_the_convention_is_refused(world: Any, make: Any, key: str) -> None:
-    world.put(make.tarball(), key)
-    assert world.settle() == ["failed"]
-    report = world.report(key)
+def test_a_name_off_the_convention_is_refused(backend: Any, make: Any, key: str) -> None:
+    backend.put(make.tarball(), key)
+    assert backend.settle() == ["failed"]
+    report = backend.report(key)
     assert report["stage"] == "name"
     assert "somatic.tar.gz" in report["reason"]
-    assert world.runtime.jobs == []
+    assert backend.runtime.jobs == []
 
 
-def test_a_machine_that_refused_a_sample_is_marked_too(spool: Any, make: Any) -> None:
-    """In a spool folder the bytes were on this machine before anyone looked at their name."""
+def test_a_host_that_refused_a_sample_is_marked_too(spool: Any, make: Any) -> None:
+    """In a spool folder the bytes were on this host before anything checked their name."""
     spool.put(make.tarball(), "in/no-convention.tar.gz")
     assert spool.settle() == ["failed"]
     assert (spool.settings.state_dir / "processed-samples").is_file()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from umccr_pcgr.consumer import spool
+from umccr_pcgr.consumer import spool_store
 from umccr_pcgr.samples import checks, unpack
 from umccr_pcgr.samples.model import Permanent, Stopped
 
@@ -245,7 +245,7 @@ def test_a_stop_is_seen_in_every_part_of_an_archive(tmp_path: Path, part: str) -
         nonlocal looks
         looks += 1
         if looks > 20:
-            raise Stopped("told to")
+            raise Stopped("requested")
 
     many = pax(record(b"mtime", b"1")) * 50
     tar = many + member() + bytes(1024) if part == "extension records" else member() + bytes(64 << 20)
@@ -256,12 +256,14 @@ def test_a_stop_is_seen_in_every_part_of_an_archive(tmp_path: Path, part: str) -
 # --- what lies in done/ -------------------------------------------------------------------------------------------------
 
 
-def test_a_foreign_result_with_hostile_records_is_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_result_with_hostile_records_belongs_to_no_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not read as an archive: older readers of the standard library take hours for its records, all keep them in memory."""
     path = tmp_path / "x-output.tar.gz"
     path.write_bytes(gzip.compress(pax(b"1" * (4 << 20)) + member("x/provenance.json") + bytes(1024)))
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("read as an archive"))
-    assert spool._document(path) == {}
+    assert spool_store._document(path) == {}
 
 
 def test_a_result_is_recognised_by_its_first_member_only(tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_a_result_is_recognised_by_its_first_member_only(tmp_path: Path) -> None
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
         path.write_bytes(raw.getvalue())
-        return spool._document(path)
+        return spool_store._document(path)
 
     assert write(a=b'{"a": 1}', b=b"{}") == {"a": 1}
     assert write(a=b"", b=b'{"a": 1}') == {}

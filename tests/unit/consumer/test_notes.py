@@ -1,4 +1,4 @@
-"""What a machine leaves in the bucket about itself, and that its role may do all that the consumer does and no more."""
+"""What an instance leaves in the bucket about itself, and that its role may do all that the consumer does and no more."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from support import ROOT
 from umccr_pcgr.consumer.notes import Notes
 from umccr_pcgr.consumer.worker import Pace, Worker
 from umccr_pcgr.samples.model import Transient
-from umccr_pcgr.samples.naming import is_note, note_key
+from umccr_pcgr.samples.notes import is_note, note_key
 
 INTAKE = ROOT / "roles/intake"
 PACE = Pace(wait=0, pause=0.05, backoff=0.05, backoff_max=1)
-MACHINE = "i-0123456789abcdef0"
+INSTANCE = "i-0123456789abcdef0"
 
 
-def worker(cloud: Any, machine: str = MACHINE, store: Any = None) -> Worker:
-    notes = Notes(store or cloud.store(), cloud.bucket, lambda: machine)
+def worker(cloud: Any, instance: str = INSTANCE, store: Any = None) -> Worker:
+    notes = Notes(store or cloud.store(), cloud.bucket, lambda: instance)
     return Worker(cloud.context(), cloud.queue(), PACE, notes)
 
 
@@ -37,22 +37,22 @@ def test_a_reported_sample_leaves_its_hours_and_no_name(cloud: Any, make: Any) -
     assert worker(cloud).once() == "done"
     attempt = json.loads(cloud.result()["provenance.json"])["attempt"]
     [key] = notes(cloud)
-    assert key == f"machines/{MACHINE}/{attempt}.json"
+    assert key == f"machines/{INSTANCE}/{attempt}.json"
     assert is_note(key)
     text = cloud.read(key).decode()
     note = json.loads(text)
     assert 0 < note.pop("hours") < 20 / 3600
     assert note.pop("time").endswith("Z")
-    assert note == {"event": "sample", "machine": MACHINE, "attempt": attempt}
+    assert note == {"event": "sample", "machine": INSTANCE, "attempt": attempt}
     assert "demo" not in text
-    cloud.tell()  # the event once more: the result is there, nothing was computed
+    cloud.notify()  # the event once more: the result is there, nothing was computed
     assert worker(cloud).once() == "done"
     cloud.put(b"no tarball", "in/demo-000002-somatic.tar.gz")
     assert worker(cloud).once() == "failed"
     assert notes(cloud) == [key]
 
 
-def test_a_machine_without_an_id_leaves_nothing(cloud: Any, make: Any) -> None:
+def test_an_instance_without_an_id_leaves_nothing(cloud: Any, make: Any) -> None:
     cloud.put(make.tarball())
     assert worker(cloud, "").once() == "done"
     assert notes(cloud) == []
@@ -60,7 +60,7 @@ def test_a_machine_without_an_id_leaves_nothing(cloud: Any, make: Any) -> None:
 
 def test_a_note_that_cannot_be_written_costs_no_sample(cloud: Any, make: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Down:
-        def put(self, *_: Any) -> None:
+        def put(self, *_unused: Any) -> None:
             raise Transient("progress", "503 SlowDown")
 
     cloud.put(make.tarball())
@@ -71,12 +71,12 @@ def test_a_note_that_cannot_be_written_costs_no_sample(cloud: Any, make: Any, ca
 
 @pytest.mark.parametrize("name", ["0123456789abcdef", "interrupted"])
 def test_an_event_of_a_note_is_no_sample(cloud: Any, name: str) -> None:
-    """An event source without a filter tells of our own objects too."""
-    key = note_key(MACHINE, name)
+    """An event source without a filter reports our own objects, too."""
+    key = note_key(INSTANCE, name)
     cloud.put(b"{}", key)
     assert cloud.settle() == ["done"]
     assert cloud.report(key) is None
-    cloud.put(b"{}", f"machines/{MACHINE}/notes.txt.json")  # control: nobody's
+    cloud.put(b"{}", f"machines/{INSTANCE}/notes.txt.json")  # control: nobody's
     assert cloud.settle() == ["failed"]
 
 
@@ -84,7 +84,7 @@ def test_an_event_of_a_note_is_no_sample(cloud: Any, name: str) -> None:
 
 
 def policy(bucket: str, queue: str) -> list[dict[str, Any]]:
-    """The statements of the role of the machines."""
+    """The statements of the instances' role."""
     names = {"__intake_bucket_arn": f"arn:aws:s3:::{bucket}", "__intake_queue_arns": "q", "intake_queue": queue}
     text = (INTAKE / "vars/main.yml").read_text()
     found = yaml.safe_load(text)["__intake_machine_policy"]["Statement"]
@@ -109,7 +109,7 @@ def test_the_role_allows_what_the_consumer_does_and_nothing_idle(make_cloud: Any
     cloud = make_cloud(versioned=True)
     calls: set[tuple[str, str]] = set()
 
-    def record(params: dict[str, Any], model: Any, **_: Any) -> None:
+    def record(params: dict[str, Any], model: Any, **_unused: Any) -> None:
         """The right that AWS would ask for."""
         if model.service_model.service_name == "sqs":
             calls.add((f"sqs:{model.name}", f"q:{cloud.bucket}"))
@@ -122,7 +122,7 @@ def test_the_role_allows_what_the_consumer_does_and_nothing_idle(make_cloud: Any
     queue, store = cloud.queue(), cloud.store()  # these two are recorded, the clients of the test are not
     boto3.setup_default_session()
     cloud.store = lambda: store
-    notes = Notes(store, cloud.bucket, lambda: MACHINE)
+    notes = Notes(store, cloud.bucket, lambda: INSTANCE)
     notes.interrupted()
     cloud.runtime.modes = ["refuses", "good", "killed"]
     for ended in ("failed", "done", "later"):
@@ -136,18 +136,18 @@ def test_the_role_allows_what_the_consumer_does_and_nothing_idle(make_cloud: Any
     rights = {(one["Sid"], action) for one in statements for action in listed(one["Action"])}
     assert rights - used == {("TellMissingFromForbidden", "s3:ListBucket")}  # what it is for, its comment says
     patterns = {pattern for one in statements for pattern in listed(one["Resource"])}
-    resources = {resource for _, resource in calls}
+    resources = {resource for _unused, resource in calls}
     assert {p for p in patterns if not any(fnmatchcase(r, p) for r in resources)} == {f"arn:aws:s3:::{cloud.bucket}"}
 
 
 @pytest.mark.parametrize(
     ("action", "key", "by"),
     [
-        ("s3:PutObject", f"machines/{MACHINE}/interrupted.json", ["LeaveNotes"]),
-        ("s3:PutObject", f"machines/{MACHINE}/demo-000001-somatic.tar.gz", []),
+        ("s3:PutObject", f"machines/{INSTANCE}/interrupted.json", ["LeaveNotes"]),
+        ("s3:PutObject", f"machines/{INSTANCE}/demo-000001-somatic.tar.gz", []),
         ("s3:PutObject", "in/demo-000001-somatic.tar.gz", []),
         ("s3:PutObject", "machines/other.json", []),
-        ("s3:DeleteObject", f"machines/{MACHINE}/interrupted.json", []),
+        ("s3:DeleteObject", f"machines/{INSTANCE}/interrupted.json", []),
         ("s3:DeleteObject", "in/demo-000001-somatic-output.tar.gz", []),
     ],
 )

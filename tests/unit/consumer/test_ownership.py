@@ -18,14 +18,14 @@ from umccr_pcgr.consumer.queue import Queue
 from umccr_pcgr.samples.model import Conflict, InputRef, InputVersion, LeaseLost, Published, Transient
 
 
-def attempt_of(world: Any) -> str:
-    return str(json.loads(world.result()["provenance.json"])["attempt"])
+def attempt_of(backend: Any) -> str:
+    return str(json.loads(backend.result()["provenance.json"])["attempt"])
 
 
-def again(world: Any, make: Any) -> None:
+def again(backend: Any, make: Any) -> None:
     """The event of the sample that is there already comes once more."""
-    if hasattr(world, "tell"):
-        world.tell(make.KEY)
+    if hasattr(backend, "notify"):
+        backend.notify(make.KEY)
     else:
         pytest.skip("a file in an inbox cannot come twice")
 
@@ -33,18 +33,18 @@ def again(world: Any, make: Any) -> None:
 # --- heartbeats and the lease -------------------------------------------------------------------------------------------
 
 
-def second_worker_sees(world: Any, make: Any) -> tuple[str | None, list[bool]]:
+def second_worker_sees(backend: Any, make: Any) -> tuple[str | None, list[bool]]:
     """Run a tool for longer than the visibility while another worker keeps asking for work; what the other one got."""
-    world.runtime.modes = ["long"]
-    world.put(make.tarball())
-    worker, other, got, over = world.worker(), world.queue(), [], threading.Event()
+    backend.runtime.modes = ["long"]
+    backend.put(make.tarball())
+    worker, other, got, over = backend.worker(), backend.queue(), [], threading.Event()
 
     def ask() -> None:
         while not over.wait(0.3):
             got.append(other.claim(0) is not None)
 
     asking = threading.Thread(target=ask)
-    world.runtime.on_run = lambda job: asking.start()
+    backend.runtime.on_run = lambda job: asking.start()
     end = worker.once()
     over.set()
     asking.join()
@@ -53,7 +53,7 @@ def second_worker_sees(world: Any, make: Any) -> tuple[str | None, list[bool]]:
 
 @pytest.fixture
 def brief(request: pytest.FixtureRequest, spool: Any, make_cloud: Callable[..., Any]) -> Any:
-    """A world whose messages are hidden for two seconds only."""
+    """A backend whose messages are hidden for two seconds only."""
     if request.param == "sqs":
         return make_cloud(visibility=2)
     spool.visibility = 2.0
@@ -77,7 +77,7 @@ def test_control_without_heartbeats_another_worker_gets_the_message(
 ) -> None:
     monkeypatch.setattr(Lease, "_beat", lambda self: None)
     monkeypatch.setattr(Lease, "reason", lambda self: None)
-    _, got = second_worker_sees(brief, make)
+    _unused, got = second_worker_sees(brief, make)
     assert any(got)
 
 
@@ -89,12 +89,15 @@ def test_a_lost_lease_kills_the_tool_and_discards(
     """Lost at once when the queue says so; after the visibility when the queue cannot be reached."""
     brief.runtime.modes = ["hang"]
     brief.put(make.tarball())
-    worker = brief.worker()
+    worker, queue = brief.worker(), type(brief.queue())
+    real = queue.extend
 
     def extend(self: Queue, claim: Any) -> None:
-        raise failure
+        if brief.runtime.jobs:  # on a busy host the tool may start late
+            raise failure
+        real(self, claim)
 
-    monkeypatch.setattr(type(brief.queue()), "extend", extend)
+    monkeypatch.setattr(queue, "extend", extend)
     started = time.monotonic()
     assert worker.once() == "lost"
     assert time.monotonic() - started < 6
@@ -112,7 +115,7 @@ def test_a_suspended_worker_sees_that_its_lease_ran_out(spool: Any, make: Any, m
     lease = Lease(queue, claim)
     assert lease.reason() is None
     monkeypatch.setattr("umccr_pcgr.samples.clock.now", lambda: claim.received + queue.visibility + 1)
-    assert lease.reason() == "lease lost: no heartbeat came through in time"
+    assert lease.reason() == "lease lost: no heartbeat succeeded in time"
 
 
 def test_a_claim_taken_over_is_noticed_and_the_other_worker_finishes(
@@ -141,18 +144,18 @@ def test_a_claim_taken_over_is_noticed_and_the_other_worker_finishes(
 # --- stopping -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_kills_the_tool_and_hands_the_message_back_at_once(world: Any, make: Any) -> None:
-    world.runtime.modes = ["hang", "good"]
-    world.put(make.tarball())
-    worker = world.worker()
-    world.runtime.on_run = lambda job: threading.Timer(0.3, worker.stop, ["SIGTERM"]).start()
+def test_a_stop_kills_the_tool_and_hands_the_message_back_at_once(backend: Any, make: Any) -> None:
+    backend.runtime.modes = ["hang", "good"]
+    backend.put(make.tarball())
+    worker = backend.worker()
+    backend.runtime.on_run = lambda job: threading.Timer(0.3, worker.stop, ["SIGTERM"]).start()
     started = time.monotonic()
     assert worker.run() == "stopped"
     assert time.monotonic() - started < 8
-    assert world.runtime.processes[0].returncode == -9
-    assert world.clean()
-    world.runtime.on_run = lambda job: None
-    claim = world.queue().claim(0)  # nobody has to wait for the visibility
+    assert backend.runtime.processes[0].returncode == -9
+    assert backend.clean()
+    backend.runtime.on_run = lambda job: None
+    claim = backend.queue().claim(0)  # no one has to wait for the visibility
     assert claim
     assert claim.receives == 2
 
@@ -213,13 +216,13 @@ def test_a_stop_is_seen_while_a_large_sample_is_unpacked_and_checked(
     assert spool.runtime.jobs == []
 
 
-def test_a_stop_before_any_work_claims_nothing(world: Any, make: Any) -> None:
-    world.put(make.tarball())
-    worker = world.worker()
+def test_a_stop_before_any_work_claims_nothing(backend: Any, make: Any) -> None:
+    backend.put(make.tarball())
+    worker = backend.worker()
     worker.stop("SIGTERM")
     assert worker.run() == "stopped"
-    assert world.runtime.jobs == []
-    assert world.queue().claim(0).receives == 1
+    assert backend.runtime.jobs == []
+    assert backend.queue().claim(0).receives == 1
 
 
 # --- one result per version ---------------------------------------------------------------------------------------------
@@ -235,17 +238,17 @@ def test_a_repeated_event_does_not_run_the_tool_again(cloud: Any, make: Any) -> 
     assert attempt_of(cloud) == first
 
 
-def test_control_a_new_version_does_run_the_tool_again(world: Any, make: Any) -> None:
+def test_control_a_new_version_does_run_the_tool_again(backend: Any, make: Any) -> None:
     """Two uploads within one second, as S3 counts time."""
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
-    first, old = attempt_of(world), world.result()
-    world.put(make.tarball(make.files(make.vcf("3 77"))))
-    assert world.settle() == ["done"]
-    assert len(world.runtime.jobs) == 2
-    assert attempt_of(world) != first
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
+    first, old = attempt_of(backend), backend.result()
+    backend.put(make.tarball(make.files(make.vcf("3 77"))))
+    assert backend.settle() == ["done"]
+    assert len(backend.runtime.jobs) == 2
+    assert attempt_of(backend) != first
     name = "demo-000001-somatic.pcgr.grch38.html"
-    assert world.result()[name] != old[name]
+    assert backend.result()[name] != old[name]
 
 
 def test_a_repeated_event_of_a_refused_input_changes_nothing(cloud: Any, make: Any) -> None:
@@ -257,13 +260,13 @@ def test_a_repeated_event_of_a_refused_input_changes_nothing(cloud: Any, make: A
     assert cloud.report() == first
 
 
-def test_a_mended_upload_replaces_the_failure(world: Any, make: Any) -> None:
-    world.put(b"poison")
-    assert world.settle() == ["failed"]
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
-    assert world.result()
-    assert world.report() is None
+def test_a_corrected_upload_replaces_the_failure(backend: Any, make: Any) -> None:
+    backend.put(b"poison")
+    assert backend.settle() == ["failed"]
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
+    assert backend.result()
+    assert backend.report() is None
 
 
 def test_the_same_bytes_put_again_after_a_failure_are_tried_again(cloud: Any, make: Any) -> None:
@@ -276,20 +279,20 @@ def test_the_same_bytes_put_again_after_a_failure_are_tried_again(cloud: Any, ma
     assert cloud.result()
 
 
-def two_at_once(world: Any, make: Any) -> tuple[list[str | None], str]:
+def two_at_once(backend: Any, make: Any) -> tuple[list[str | None], str]:
     """Two workers on two messages of one input; the second starts and ends while the first's tool runs."""
-    world.put(make.tarball())
-    again(world, make)
+    backend.put(make.tarball())
+    again(backend, make)
     ends: list[str | None] = []
-    other = world.worker()
+    other = backend.worker()
 
     def meanwhile(job: Any) -> None:
-        if len(world.runtime.jobs) == 1:
+        if len(backend.runtime.jobs) == 1:
             ends.append(other.once())
 
-    world.runtime.on_run = meanwhile
-    ends.append(world.worker().once())
-    return ends, world.runtime.jobs[1].attempt
+    backend.runtime.on_run = meanwhile
+    ends.append(backend.worker().once())
+    return ends, backend.runtime.jobs[1].attempt
 
 
 def test_the_first_to_publish_wins(cloud: Any, make: Any) -> None:
@@ -305,11 +308,11 @@ def test_control_without_the_condition_the_last_would_win(
     cloud: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = type(cloud.store())
-    monkeypatch.setattr(publishing, "standing", lambda *_: "free")
+    monkeypatch.setattr(publishing, "standing", lambda *_unused: "free")
     monkeypatch.setattr(
         store, "put_if", lambda self, bucket, key, path, labels, tag: self.put(bucket, key, path.read_bytes())
     )
-    _, winner = two_at_once(cloud, make)
+    _unused, winner = two_at_once(cloud, make)
     assert attempt_of(cloud) != winner
 
 
@@ -319,9 +322,9 @@ def test_an_event_of_an_older_version_does_not_undo_a_newer_result(make_cloud: A
     new = cloud.s3.put_object(Bucket=cloud.bucket, Key=make.KEY, Body=make.tarball(make.files(make.vcf("3 7"))))[
         "VersionId"
     ]
-    cloud.tell(make.KEY, new)
+    cloud.notify(make.KEY, new)
     assert cloud.settle() == ["done"]
-    cloud.tell(make.KEY, old)
+    cloud.notify(make.KEY, old)
     assert cloud.settle() == ["done"]
     assert len(cloud.runtime.jobs) == 1
     assert json.loads(cloud.result()["provenance.json"])["input"]["version_id"] == new
@@ -333,7 +336,7 @@ def test_the_version_of_the_event_is_what_is_reported(make_cloud: Any, make: Any
     data = [make.tarball(), make.tarball(make.files(make.vcf("3 7")))]
     ids = [cloud.s3.put_object(Bucket=cloud.bucket, Key=make.KEY, Body=item)["VersionId"] for item in data]
     for version in ids:
-        cloud.tell(make.KEY, version)
+        cloud.notify(make.KEY, version)
         cloud.settle()
         assert json.loads(cloud.result()["provenance.json"])["input"]["version_id"] == version
 
@@ -354,10 +357,10 @@ def test_a_zombie_of_an_older_version_is_superseded(cloud: Any, make: Any) -> No
 
 
 def test_a_write_whose_answer_was_lost_counts_as_ours(
-    world: Any, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    backend: Any, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    store = type(world.store())
+    store = type(backend.store())
     real, calls = store.put_if, []
 
     def applied_but_unanswered(self: Any, *arguments: Any) -> None:
@@ -366,16 +369,16 @@ def test_a_write_whose_answer_was_lost_counts_as_ours(
         raise Conflict("412, answered to the retry of our own write")
 
     monkeypatch.setattr(store, "put_if", applied_but_unanswered)
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
     assert len(calls) == 1
-    assert world.result()
+    assert backend.result()
     assert any(" published in " in message for message in caplog.messages)
 
 
-def test_a_result_waits_for_a_store_that_is_down(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_waits_for_a_store_that_is_down(backend: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tool has run for hours by then; it does not run again. Control: patience is what makes the difference."""
-    store = type(world.store())
+    store = type(backend.store())
     real, failures = store.put_if, []
 
     def down(self: Any, *arguments: Any) -> None:
@@ -386,21 +389,21 @@ def test_a_result_waits_for_a_store_that_is_down(world: Any, make: Any, monkeypa
 
     monkeypatch.setattr(store, "put_if", down)
     monkeypatch.setattr("umccr_pcgr.consumer.attempt.PAUSE", 0.05)
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
-    assert len(world.runtime.jobs) == 1
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
+    assert len(backend.runtime.jobs) == 1
 
     failures.clear()
     monkeypatch.setattr("umccr_pcgr.consumer.attempt.PATIENCE", -1.0)
-    world.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
-    assert world.settle() == ["later", "later", "later", "done"]
-    assert len(world.runtime.jobs) == 5
+    backend.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
+    assert backend.settle() == ["later", "later", "later", "done"]
+    assert len(backend.runtime.jobs) == 5
 
 
 def test_a_waiting_result_does_not_hold_up_a_stop(spool: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = spool.worker()
 
-    def down(self: Any, *_: Any) -> None:
+    def down(self: Any, *_unused: Any) -> None:
         worker.stop("SIGTERM")
         raise Transient("publish", "503")
 
@@ -415,7 +418,7 @@ def test_of_many_writers_exactly_one_wins(spool: Any, tmp_path: Path) -> None:
     """First publication, then replacement of one and the same object: eight writers each."""
     store, key = spool.store(), "a-000001-somatic-failed.json"
     tag = None
-    for _ in range(5):
+    for _unused in range(5):
         barrier, won = threading.Barrier(8), []
 
         def write(
@@ -440,8 +443,8 @@ def test_of_many_writers_exactly_one_wins(spool: Any, tmp_path: Path) -> None:
         tag = store.published("spool", key).tag
 
 
-def test_a_write_on_a_wrong_condition_is_refused(world: Any, tmp_path: Path) -> None:
-    store, key, bucket = world.store(), "a-000001-somatic-failed.json", getattr(world, "bucket", "spool")
+def test_a_write_on_a_wrong_condition_is_refused(backend: Any, tmp_path: Path) -> None:
+    store, key, bucket = backend.store(), "a-000001-somatic-failed.json", getattr(backend, "bucket", "spool")
     path = tmp_path / "candidate"
     path.write_text('{"n": 1}')
     store.put_if(bucket, key, path, {}, None)
@@ -469,7 +472,7 @@ EARLY, LATE = (datetime(2026, 11, 23, 4, minute, tzinfo=UTC) for minute in (1, 2
         (Published("t", "version:2", LATE, "a"), EARLY, True, "newer"),
         (Published("t", "version:2", EARLY, "a"), EARLY, False, "newer"),  # a tie: the current version is the newer
         (Published("t", "version:0", EARLY, "a"), EARLY, True, "replaceable"),
-        (Published("t", None, None, None), EARLY, False, "replaceable"),  # somebody else's object
+        (Published("t", None, None, None), EARLY, False, "replaceable"),  # another program's object
         (Published("t", "version:0", EARLY, "a"), None, False, "newer"),  # our input is gone
     ],
 )
@@ -482,14 +485,6 @@ def test_how_what_is_published_stands_to_an_input(
 
     version = InputVersion("b", "k", "1", "e", 3, date)
     assert publishing.standing(cast("Any", Store()), there, version) == expected
-
-
-def test_what_an_object_says_of_its_input_is_read_back() -> None:
-    version = InputVersion("b", "k", None, "e", 3, EARLY)
-    for final in (True, False):
-        found = publishing.from_labels(publishing.labels(version, "a", final=final), "t")
-        assert found == Published("t", "etag:e", EARLY, "a", final=final)
-    assert publishing.from_labels({}, "t") == Published("t", None, None, None)
 
 
 # --- messages -----------------------------------------------------------------------------------------------------------
@@ -515,7 +510,7 @@ def test_garbage_goes_to_the_dead_letter_queue_and_the_queue_moves_on(cloud: Any
 def test_s3s_test_message_and_our_own_objects_are_cleared_away(cloud: Any, make: Any) -> None:
     cloud.send(json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent"}))
     for key in ("in/demo-000001-somatic-output.tar.gz", "odd-failed.json", "in/x-running.json"):
-        cloud.tell(key)
+        cloud.notify(key)
     assert cloud.settle() == ["done"] * 4
     assert cloud.s3.list_objects_v2(Bucket=cloud.bucket)["KeyCount"] == 0
 
@@ -536,70 +531,70 @@ def test_all_inputs_of_a_message_are_done_and_only_what_is_missing_is_done_again
 # --- draining -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_queue_drains(world: Any) -> None:
-    assert world.worker().run() == "drained"
-    assert world.settings.drained_file.exists()
+def test_an_empty_queue_drains(backend: Any) -> None:
+    assert backend.worker().run() == "drained"
+    assert backend.settings.drained_file.exists()
 
 
-def test_idle_seconds_0_never_drains(world: Any) -> None:
-    worker = world.worker(idle_seconds=0)
+def test_idle_seconds_0_never_drains(backend: Any) -> None:
+    worker = backend.worker(idle_seconds=0)
     threading.Timer(1.2, worker.stop, ["enough"]).start()
     assert worker.run() == "stopped"
-    assert not world.settings.drained_file.exists()
+    assert not backend.settings.drained_file.exists()
 
 
-def in_other_hands(world: Any, make: Any) -> str:
+def in_other_hands(backend: Any, make: Any) -> str:
     """Run an idle worker while another one, which will die, holds the only message; how the idle one ended within 1.5 s."""
-    world.put(make.tarball())
-    assert world.queue().claim(1)
-    worker = world.worker()
+    backend.put(make.tarball())
+    assert backend.queue().claim(1)
+    worker = backend.worker()
     threading.Timer(1.5, worker.stop, ["enough"]).start()
     return str(worker.run())
 
 
-def test_work_in_other_hands_keeps_a_worker_from_draining(world: Any, make: Any) -> None:
-    assert in_other_hands(world, make) == "stopped"
-    assert not world.settings.drained_file.exists()
+def test_work_in_other_hands_keeps_a_worker_from_draining(backend: Any, make: Any) -> None:
+    assert in_other_hands(backend, make) == "stopped"
+    assert not backend.settings.drained_file.exists()
 
 
-def test_control_without_the_count_it_would_drain(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(world.queue()), "unfinished", lambda self: 0)
-    assert in_other_hands(world, make) == "drained"
+def test_control_without_the_count_it_would_drain(backend: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(backend.queue()), "unfinished", lambda self: 0)
+    assert in_other_hands(backend, make) == "drained"
 
 
-def test_a_late_arrival_is_still_taken(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_arrival_is_still_taken(backend: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample that comes after the last poll and before the count."""
-    queue = type(world.queue())
+    queue = type(backend.queue())
     real, arrivals = queue.unfinished, []
 
     def late(self: Any) -> int:
         if not arrivals:
             arrivals.append(1)
-            world.put(make.tarball())
+            backend.put(make.tarball())
         return int(real(self))
 
-    worker = world.worker()
+    worker = backend.worker()
     monkeypatch.setattr(queue, "unfinished", late)
     assert worker.run() == "drained"
-    assert world.result()
+    assert backend.result()
 
 
-def test_a_queue_that_fails_is_not_an_empty_one(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_fails_is_not_an_empty_one(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The idle time counts from when the queue answers again."""
-    worker, started, answers = world.worker(idle_seconds=0.5), time.monotonic(), []
+    worker, started, answers = backend.worker(idle_seconds=0.5), time.monotonic(), []
 
     def claim(self: Any, wait: float) -> None:
         if time.monotonic() - started < 1:
             raise Transient("queue", "unreachable")
         answers.append(time.monotonic())
 
-    monkeypatch.setattr(type(world.queue()), "claim", claim)
+    monkeypatch.setattr(type(backend.queue()), "claim", claim)
     assert worker.run() == "drained"
     assert time.monotonic() - answers[0] >= 0.4
 
 
 def test_failing_messages_do_not_use_up_the_idle_time(cloud: Any, make: Any) -> None:
-    """Four bad ones before three good ones: all seven are dealt with before the machine drains."""
+    """Four bad ones before three good ones: all seven are dealt with before the host drains."""
     for number in range(4):
         cloud.put(b"poison", f"in/bad-{number:06d}-somatic.tar.gz")
     for number in range(3):

@@ -37,8 +37,8 @@ esac
 """
 
 
-class Machine:
-    """A target machine in a folder, and its consumer."""
+class Host:
+    """A target host in a folder, and its consumer."""
 
     def __init__(self, folder: Path, spool: Any) -> None:
         self.folder = folder
@@ -99,8 +99,8 @@ free_bytes = 0
 
 
 @pytest.fixture
-def machine(tmp_path: Path, spool: Any) -> Iterator[Machine]:
-    made = Machine(tmp_path / "machine", spool)
+def host(tmp_path: Path, spool: Any) -> Iterator[Host]:
+    made = Host(tmp_path / "host", spool)
     yield made
     for process in made.processes:
         if process.poll() is None:
@@ -115,133 +115,133 @@ def until(condition: Callable[[], Any], limit: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_a_sample_then_drained(machine: Machine, make: Any) -> None:
-    machine.put(make.tarball())
-    process = machine.start()
+def test_a_sample_then_drained(host: Host, make: Any) -> None:
+    host.put(make.tarball())
+    process = host.start()
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
-    assert (machine.folder / "run" / "drained").exists()
-    assert machine.spool.result()
+    assert (host.folder / "run" / "drained").exists()
+    assert host.spool.result()
     assert "sample=demo-000001-somatic" in output
     assert "Traceback" not in output
 
 
-def test_sigterm_kills_the_container_and_hands_back(machine: Machine, make: Any) -> None:
-    machine.delay("20")
-    machine.put(make.tarball())
-    process = machine.start()
-    until(machine.containers)
+def test_sigterm_kills_the_container_and_returns_the_message(host: Host, make: Any) -> None:
+    host.delay("20")
+    host.put(make.tarball())
+    process = host.start()
+    until(host.containers)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=10)
+    output, _unused = process.communicate(timeout=10)
     assert process.returncode == 0, output
-    assert machine.containers() == []
-    assert not (machine.folder / "run" / "drained").exists()
-    machine.spool.visibility = 2.0  # as in the settings file: visible at once, not after two more seconds
-    assert machine.spool.queue().claim(0).receives == 2
-    assert list((machine.folder / "work").iterdir()) == []
+    assert host.containers() == []
+    assert not (host.folder / "run" / "drained").exists()
+    host.spool.visibility = 2.0  # as in the settings file: visible at once, not after two more seconds
+    assert host.spool.queue().claim(0).receives == 2
+    assert list((host.folder / "work").iterdir()) == []
     assert "attempt stopped: SIGTERM" in output
 
 
-def test_after_kill_9_the_next_start_clears_up_and_finishes(machine: Machine, make: Any) -> None:
-    machine.delay("20")
-    machine.put(make.tarball())
-    process = machine.start()
-    until(machine.containers)
+def test_after_kill_9_the_next_start_clears_up_and_finishes(host: Host, make: Any) -> None:
+    host.delay("20")
+    host.put(make.tarball())
+    process = host.start()
+    until(host.containers)
     process.kill()
     process.wait()
-    assert len(machine.containers()) == 1  # control: it lives on without the consumer, as docker's containers do
-    assert list((machine.folder / "work").iterdir()) != []
+    assert len(host.containers()) == 1  # control: it lives on without the consumer, as docker's containers do
+    assert list((host.folder / "work").iterdir()) != []
 
-    machine.delay("0")
-    second = machine.start()
+    host.delay("0")
+    second = host.start()
     output, _ = second.communicate(timeout=40)
     assert second.returncode == 0, output
     assert "killed the leftover run pcgr-" in output
     assert "wiping the leftover folder" in output
-    assert machine.containers() == []
-    assert list((machine.folder / "work").iterdir()) == []
-    assert machine.spool.result()
-    assert len((machine.bin / "started").read_text().split()) == 2
-    assert not list((machine.spool.root / "claimed").rglob("*running.json"))
+    assert host.containers() == []
+    assert list((host.folder / "work").iterdir()) == []
+    assert host.spool.result()
+    assert len((host.bin / "started").read_text().split()) == 2
+    assert not list((host.spool.root / "claimed").rglob("*running.json"))
 
 
-def test_once_takes_one(machine: Machine, make: Any) -> None:
-    process = machine.start("--once")
+def test_once_takes_one(host: Host, make: Any) -> None:
+    process = host.start("--once")
     assert process.communicate(timeout=20)[0].strip().endswith("once: nothing to do")
-    machine.put(make.tarball())
-    process = machine.start("--once")
+    host.put(make.tarball())
+    process = host.start("--once")
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0, output
-    assert machine.spool.result()
+    assert host.spool.result()
 
 
-def test_check_says_ready_or_what_is_missing(machine: Machine) -> None:
-    process = machine.start("--check")
+def test_check_says_ready_or_what_is_missing(host: Host) -> None:
+    process = host.start("--check")
     assert process.communicate(timeout=20)[0].strip() == "ready: PCGR rehearsal, grch38, queue spool"
     assert process.returncode == 0
-    (machine.folder / "bundle/data/grch38").rmdir()
-    process = machine.start("--check")
+    (host.folder / "bundle/data/grch38").rmdir()
+    process = host.start("--check")
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert output == f"pcgr-consumer: {machine.folder}/bundle/data/grch38: no such folder; assemblies names grch38\n"
+    assert output == f"pcgr-consumer: {host.folder}/bundle/data/grch38: no such folder; assemblies names grch38\n"
 
 
-def test_smoke_says_what_failed_and_leaves_nothing(machine: Machine) -> None:
+def test_smoke_says_what_failed_and_leaves_nothing(host: Host) -> None:
     """The stand-in for docker answers none of the questions."""
-    process = machine.start("--smoke")
+    process = host.start("--smoke")
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
     lines = output.splitlines()
     assert lines[0] == "ok      runtime: docker sha256:" + "0" * 64
     assert lines[1].startswith("failed  pcgr --version: no answer")
     assert {line[:8] for line in lines[1:]} == {"failed  "}
-    assert list((machine.folder / "work").iterdir()) == []
-    assert list((machine.folder / "state").iterdir()) == []
+    assert list((host.folder / "work").iterdir()) == []
+    assert list((host.folder / "state").iterdir()) == []
 
 
-def test_a_smoke_that_is_stopped_leaves_nothing(machine: Machine) -> None:
-    machine.delay("20")
-    process = machine.start("--smoke")
-    until(machine.containers)
+def test_a_smoke_that_is_stopped_leaves_nothing(host: Host) -> None:
+    host.delay("20")
+    process = host.start("--smoke")
+    until(host.containers)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 1
-    assert machine.containers() == []
-    assert list((machine.folder / "work").iterdir()) == []
+    assert host.containers() == []
+    assert list((host.folder / "work").iterdir()) == []
 
 
-def test_a_wrong_setting_is_one_line(machine: Machine) -> None:
-    machine.settings.write_text(machine.settings.read_text().replace("idle_seconds", "idel_seconds"))
-    process = machine.start()
+def test_a_wrong_setting_is_one_line(host: Host) -> None:
+    host.settings.write_text(host.settings.read_text().replace("idle_seconds", "idel_seconds"))
+    process = host.start()
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1
     assert output.count("\n") == 1
     assert "idel_seconds: unknown key" in output
 
 
-def test_two_consumers_on_one_machine_are_refused(machine: Machine, make: Any) -> None:
+def test_two_consumers_on_one_host_are_refused(host: Host, make: Any) -> None:
     """The second would kill the first one's container at its start."""
-    machine.delay("20")
-    machine.put(make.tarball())
-    machine.start()
-    until(machine.containers)
-    second = machine.start()
+    host.delay("20")
+    host.put(make.tarball())
+    host.start()
+    until(host.containers)
+    second = host.start()
     output, _ = second.communicate(timeout=20)
     assert second.returncode == 1
-    assert output.endswith("state/lock: another consumer runs on this machine\n")
-    assert len(machine.containers()) == 1
+    assert output.endswith("state/lock: another consumer runs on this host\n")
+    assert len(host.containers()) == 1
 
 
-def test_an_ec2_machine_notes_its_samples_and_its_notice(
-    machine: Machine, make: Any, cloud: Any, metadata: Any
+def test_an_ec2_instance_notes_its_samples_and_its_interruption(
+    host: Host, make: Any, cloud: Any, metadata: Any
 ) -> None:
     sqs = f'''kind = "sqs"
 name = "{cloud.queue_settings.name}"
 region = "{cloud.queue_settings.region}"
 endpoint_url = "{cloud.queue_settings.endpoint_url}"
 notes_bucket = "{cloud.bucket}"'''
-    spool = f'kind = "spool"\nspool_dir = "{machine.spool.root}"'
-    machine.settings.write_text(machine.settings.read_text().replace(spool, sqs))
+    spool = f'kind = "spool"\nspool_dir = "{host.spool.root}"'
+    host.settings.write_text(host.settings.read_text().replace(spool, sqs))
 
     def notes() -> dict[str, dict[str, Any]]:
         keys = [
@@ -251,17 +251,17 @@ notes_bucket = "{cloud.bucket}"'''
         return {key: json.loads(cloud.read(key)) for key in keys}
 
     address = f"http://127.0.0.1:{metadata.server_port}"
-    process = machine.start(AWS_EC2_METADATA_DISABLED="false", AWS_EC2_METADATA_SERVICE_ENDPOINT=address)
+    process = host.start(AWS_EC2_METADATA_DISABLED="false", AWS_EC2_METADATA_SERVICE_ENDPOINT=address)
     cloud.put(make.tarball())
     until(notes)
     assert [note["event"] for note in notes().values()] == ["sample"]
-    machine.delay("20")
+    host.delay("20")
     cloud.put(make.tarball(), "in/demo-000002-somatic.tar.gz")
-    until(machine.containers)
+    until(host.containers)
     metadata.notice = b'{"action": "terminate", "time": "2026-11-23T05:00:00Z"}'
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 0, output
-    assert machine.containers() == []
+    assert host.containers() == []
     last = notes()["machines/i-0123456789abcdef0/interrupted.json"]
     assert (last["event"], last["machine"]) == ("interrupted", "i-0123456789abcdef0")
     assert len(notes()) == 2

@@ -181,9 +181,9 @@ def test_what_a_log_says_of_its_end(lines: list[str], error: str | None, last: s
 # --- spot notices -------------------------------------------------------------------------------------------------------
 
 
-def watch(server: Any) -> tuple[imds.Watch, list[str]]:
+def watch(server: Any) -> tuple[imds.InterruptionWatch, list[str]]:
     notices: list[str] = []
-    watching = imds.Watch(notices.append, address=f"http://127.0.0.1:{server.server_port}", look=0.05)
+    watching = imds.InterruptionWatch(notices.append, address=f"http://127.0.0.1:{server.server_port}", poll=0.05)
     watching.start()
     return watching, notices
 
@@ -198,14 +198,14 @@ def until(condition: Any, limit: float = 5) -> None:
 def test_a_spot_notice_is_told_once(metadata: Any) -> None:
     watching, notices = watch(metadata)
     until(lambda: metadata.looks >= 2)
-    assert watching.machine == "i-0123456789abcdef0"
+    assert watching.instance == "i-0123456789abcdef0"
     assert notices == []  # control: no notice, no stop
     metadata.expire = True  # and the token is renewed when it has run out
     until(lambda: metadata.tokens == 2)
     metadata.notice = json.dumps({"action": "terminate", "time": "2026-11-23T05:00:00Z"}).encode()
     until(lambda: notices)
     watching.close()
-    assert notices == ["EC2 will terminate this machine at 2026-11-23T05:00:00Z"]
+    assert notices == ["EC2 will terminate this instance at 2026-11-23T05:00:00Z"]
 
 
 @pytest.mark.parametrize("notice", [b"nonsense", b"[]", b"{}"])
@@ -222,24 +222,24 @@ def test_off_ec2_the_watch_ends_by_itself(metadata: Any) -> None:
     watching, notices = watch(metadata)
     watching._thread.join(5)
     assert not watching._thread.is_alive()
-    assert (metadata.looks, notices, watching.machine) == (0, [], "")
+    assert (metadata.looks, notices, watching.instance) == (0, [], "")
     watching.close()
 
 
 @pytest.mark.parametrize("strange", [b"i-fake", b"i-0/../x", b""])
 def test_a_strange_instance_id_is_none(metadata: Any, strange: bytes) -> None:
     metadata.identity = strange
-    watching, _ = watch(metadata)
+    watching, _unused = watch(metadata)
     until(lambda: metadata.looks >= 3)
     metadata.identity = b"i-0a"  # control, and asked for again
-    until(lambda: watching.machine)
+    until(lambda: watching.instance)
     watching.close()
-    assert watching.machine == "i-0a"
+    assert watching.instance == "i-0a"
 
 
 def test_the_watch_can_be_switched_off(metadata: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    watching, _ = watch(metadata)
+    watching, _unused = watch(metadata)
     time.sleep(0.2)
     watching.close()
     assert (metadata.tokens, metadata.looks) == (0, 0)
@@ -249,7 +249,7 @@ def test_a_notice_hands_the_running_sample_back(metadata: Any, spool: Any, make:
     spool.runtime.modes = ["hang"]
     spool.put(make.tarball())
     worker = spool.worker()
-    watching = imds.Watch(worker.stop, address=f"http://127.0.0.1:{metadata.server_port}", look=0.05)
+    watching = imds.InterruptionWatch(worker.stop, address=f"http://127.0.0.1:{metadata.server_port}", poll=0.05)
 
     def notice(job: Job) -> None:
         metadata.notice = b'{"action": "terminate", "time": "2026-11-23T05:00:00Z"}'

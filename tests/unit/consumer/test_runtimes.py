@@ -68,7 +68,7 @@ def test_a_run_that_must_end_takes_all_its_processes_with_it(site: Any, token: s
 
 
 def test_what_a_run_leaves_in_the_background_ends_with_it(site: Any, token: str) -> None:
-    result, _ = site.run(f"setsid sleep {token} >/dev/null 2>&1 & echo begun")
+    result, _unused = site.run(f"setsid sleep {token} >/dev/null 2>&1 & echo begun")
     assert result == Run(0)
     until(lambda: not alive(token))
 
@@ -95,7 +95,7 @@ for place in /mnt/bundle /mnt/.vep /mnt/pcgr_inputs; do touch $place/x 2>/dev/nu
 cat /mnt/pcgr_inputs/in.vcf; echo made >/mnt/pcgr_outputs/made
 touch /usr/left-behind 2>/dev/null && echo "wrote /usr"
 [ -e "{secret}" ] && echo "sees other samples"
-[ -e /tmp/{token} ] && echo "sees the machine's /tmp"
+[ -e /tmp/{token} ] && echo "sees the host's /tmp"
 echo private >/tmp/left-behind-{token}; mkdir -p "$XDG_CACHE_HOME" && echo "cache can be written"
 env | grep -c AWS_ | sed 's/^/secrets /'
 ls /proc | grep -c '^[0-9]' | sed 's/^/processes /'
@@ -104,7 +104,7 @@ grep CapEff /proc/self/status | tr -s '\t' ' '
 
 
 def look(site: Any, token: str, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], Path]:
-    """What a run sees of the machine; and the outputs folder."""
+    """What a run sees of the host; and the outputs folder."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     secret = site.settings.work_dir / "attempt-other" / "patient.vcf"
     secret.parent.mkdir()
@@ -118,13 +118,13 @@ def look(site: Any, token: str, monkeypatch: pytest.MonkeyPatch) -> tuple[set[st
     assert result == Run(0)
     lines = {line for line in log.splitlines() if not line.startswith("processes ")}
     count = next(int(line.split()[1]) for line in log.splitlines() if line.startswith("processes "))
-    return lines | ({"few processes"} if count < 10 else {"the machine's processes"}), secret
+    return lines | ({"few processes"} if count < 10 else {"the host's processes"}), secret
 
 
 GOOD = {"interface lo", "sample", "cache can be written", "secrets 0", "CapEff: 0000000000000000", "few processes"}
 
 
-def test_a_run_sees_nothing_of_the_machine(site: Any, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_sees_nothing_of_the_host(site: Any, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines, secret = look(site, token, monkeypatch)
     assert lines == GOOD
     made = secret.parents[1] / "attempt-a1" / "outputs" / "made"
@@ -139,17 +139,17 @@ def test_a_run_sees_nothing_of_the_machine(site: Any, token: str, monkeypatch: p
     [
         ("apptainer", ["--net", "--network", "none"], "interface"),
         ("apptainer", ["--cleanenv"], "secrets"),
-        ("apptainer", ["--workdir", "--containall"], "sees the machine's /tmp"),
+        ("apptainer", ["--workdir", "--containall"], "sees the host's /tmp"),
         ("conda", ["--unshare-net"], "interface"),
         ("conda", ["--clearenv"], "secrets"),
-        ("conda", ["--unshare-pid"], "the machine's processes"),
+        ("conda", ["--unshare-pid"], "the host's processes"),
     ],
     indirect=["site"],
 )
 def test_each_guard_guards(
     site: Any, token: str, monkeypatch: pytest.MonkeyPatch, without: list[str], then: str
 ) -> None:
-    """Negative control: the same look, with a flag taken away."""
+    """Negative control: the same check, without one flag."""
     runtime: Any = site.runtime
     whole = type(runtime).command
 
@@ -163,7 +163,7 @@ def test_each_guard_guards(
 
     monkeypatch.setattr(type(runtime), "command", less)
     monkeypatch.setattr(type(runtime), "_environment", lambda self, attempt: dict(os.environ))
-    lines, _ = look(site, token, monkeypatch)
+    lines, _unused = look(site, token, monkeypatch)
     changed = {line.split()[0] if line.startswith(("secrets ", "interface ")) else line for line in lines - GOOD}
     changed.discard("sees other samples")  # the tests' folder lies in /tmp
     assert changed == {then}
@@ -204,7 +204,7 @@ def test_missing_data_is_no_fault_of_the_sample(site: Any) -> None:
 
 
 @pytest.mark.parametrize("site", ["conda", "apptainer"], indirect=True)
-def test_a_machine_that_allows_no_namespaces_is_noticed_at_the_start(site: Any) -> None:
+def test_a_host_that_allows_no_namespaces_is_noticed_at_the_start(site: Any) -> None:
     site.program.unlink()
     complaint = {
         "conda": "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1",

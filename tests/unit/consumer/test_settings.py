@@ -124,9 +124,9 @@ def test_the_record_of_each_kind_of_runtime_is_read(tmp_path: Path, record: dict
     image = read_image(path)
     assert (image.kind, image.image) == (record["kind"], record["image"])
     assert dict(image.prefixes) == record.get("prefixes", {})
-    told = image.provenance()
-    assert told["id"] == record["image"]
-    assert told.items() >= {key: record[key] for key in ("kind", "sha256", "locks") if key in record}.items()
+    provenance = image.provenance()
+    assert provenance["id"] == record["image"]
+    assert provenance.items() >= {key: record[key] for key in ("kind", "sha256", "locks") if key in record}.items()
 
 
 @pytest.mark.parametrize(

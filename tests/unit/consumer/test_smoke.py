@@ -32,7 +32,7 @@ def test_a_good_runtime(site: Any) -> None:
     stamp.write_text("1")
     answers = ask(site)
     assert [line for fine, line in answers if not fine] == []
-    assert [line.partition(":")[0] for _, line in answers] == [
+    assert [line.partition(":")[0] for _unused, line in answers] == [
         "runtime",
         "pcgr --version",
         "cpsr --version",
@@ -104,11 +104,14 @@ def instead(flag: str, other: str | None) -> Callable[[Any], None]:
         (
             greedy,
             [
-                "pcgr without input is refused: exit code 0 (2 is right), 'required' said",
-                "pcgr with assembly grch36 is refused: exit code 0 (2 is right), 'invalid choice' said",
+                "pcgr without input is refused: exit code 0 (2 is right), 'required' printed",
+                "pcgr with assembly grch36 is refused: exit code 0 (2 is right), 'invalid choice' printed",
             ],
         ),
-        (unnamed, ["pcgr with assembly grch36 is refused: exit code 2 (2 is right), 'invalid choice' not said, but"]),
+        (
+            unnamed,
+            ["pcgr with assembly grch36 is refused: exit code 2 (2 is right), 'invalid choice' not printed, but"],
+        ),
         (mute, ["cpsr --version: found", "cpsr without", "cpsr with", *["cpsr starts with the data of grch3"] * 2]),
         (
             other_data,
@@ -123,7 +126,7 @@ def instead(flag: str, other: str | None) -> Callable[[Any], None]:
             instead("--ro-bind", "--bind"),
             ["data and inputs are read-only: not read-only: /mnt/bundle, /mnt/.vep, /mnt/pcgr"],
         ),
-        (lambda site: site.program.unlink(), ["runtime: bwrap: no such program on this machine"]),
+        (lambda site: site.program.unlink(), ["runtime: bwrap: no such program on this host"]),
     ],
     ids=["version", "greedy", "unnamed", "mute", "data", "network", "writable", "program"],
 )

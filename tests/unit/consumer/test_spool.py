@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from umccr_pcgr.consumer.places import free_places, place
 from umccr_pcgr.samples.model import InputRef, Permanent, Transient
 
 OTHER = "other-000002-somatic.tar.gz"
@@ -109,7 +108,7 @@ def test_whatever_has_the_name_stays(spool: Any, make: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("ending", ["-failed.json", "-output.tar.gz", ".tar.gz"])
 @pytest.mark.parametrize("data", [None, b"poison"], ids=["good", "bad"])
-def test_a_folder_named_like_a_file_of_ours_is_in_nobodys_way(
+def test_a_folder_named_like_a_file_of_ours_blocks_nothing(
     spool: Any, make: Any, ending: str, data: bytes | None
 ) -> None:
     """Such a folder may come from the inbox, before or after the file, or be there already."""
@@ -240,7 +239,7 @@ def as_nobody(spool: Any, work: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o744, 0o700, 0o711], ids=oct)
-def test_a_folder_of_somebody_elses_stops_nobody(
+def test_a_folder_of_another_user_stops_nothing(
     spool: Any, make: Any, caplog: pytest.LogCaptureFixture, mode: int
 ) -> None:
     """Not to be renamed out of, listed but not looked into, not to be read, or read only by who knows the names."""
@@ -262,7 +261,7 @@ def test_a_folder_of_somebody_elses_stops_nobody(
         assert "alice\\n" in message
         assert message.endswith("cannot be claimed and is skipped: Permission denied")
         assert message.isprintable()
-        assert queue.unfinished() == 0  # what nobody here can claim is no reason to stay
+        assert queue.unfinished() == 0  # what no worker here can claim is no reason to stay
         assert list((spool.root / "claimed").iterdir()) == []
         assert (spool.root / "done" / OTHER).is_file()
 
@@ -318,13 +317,13 @@ def test_a_place_in_failed_that_cannot_be_used_is_gone_around(spool: Any) -> Non
     as_nobody(spool, work)
 
 
-def test_a_claim_that_cannot_be_taken_over_stops_nobody(
+def test_a_claim_that_cannot_be_taken_over_stops_nothing(
     spool: Any, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool.visibility = 0.1
     broken = spool.root / "claimed" / f"{1:016d}.1.{'0' * 16}"
     broken.mkdir()
-    (broken / "input").write_bytes(b"x")  # without its key nobody knows what it is
+    (broken / "input").write_bytes(b"x")  # without its key it is unknown what it is
     spool.put(make.tarball(), OTHER)
     queue = spool.queue()
     claim = queue.claim(0)
@@ -350,31 +349,7 @@ def test_a_spool_that_fails_as_a_whole_still_says_so(spool: Any, make: Any) -> N
     assert queue.claim(0)
 
 
-# --- places -------------------------------------------------------------------------------------------------------------
-
-
-def test_places_are_the_keys_themselves_unless_they_cannot_be(tmp_path: Path) -> None:
-    for key in ("a/b/demo-000001-somatic-output.tar.gz", "x", "a~/b", "a" * 255, "machines/i-0/x.json"):
-        assert place(tmp_path, key) == tmp_path / key
-    long = ["a" * 256, "a" * 250 + "-failed.json", "ü" * 128, "d" * 300 + "-output.tar.gz", "\udcff" * 256]
-    deep = "/".join(["d"] * 600)
-    found = [place(tmp_path, key) for key in [*long, deep, f"{deep}d", *(f"{'e' * 250}{n}-failed.json" for n in "12")]]
-    assert len(set(found)) == len(found)
-    for path in found:
-        assert path.parent == tmp_path
-        path.write_bytes(b"x")  # the file system takes it
-    assert found[1].name.endswith("-failed.json")
-    assert found[3].name.endswith("-output.tar.gz")
-
-
-def test_no_free_place_is_one_where_something_is_published(tmp_path: Path) -> None:
-    version = f"{1764000000000000:016d}"
-    for outcome, ending in (("done", "-output.tar.gz"), ("failed", "-failed.json")):
-        for stem in ("in/demo-000001-somatic", "in/" + "x" * (255 - len(ending))):
-            for path in free_places(tmp_path, outcome, f"{stem}{ending}", version):
-                assert not path.name.endswith(ending)
-                assert version in path.name
-                assert len(os.fsencode(path.name)) <= 255
+# --- two workers ----------------------------------------------------------------------------------------------------------
 
 
 def test_two_movers_of_one_name_keep_both(spool: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,53 +8,57 @@ from typing import Any
 
 import pytest
 
-from umccr_pcgr.consumer.spool import SpoolQueue
+from umccr_pcgr.consumer.spool_queue import SpoolQueue
 
 
-def test_a_good_sample_comes_back(world: Any, make: Any) -> None:
+def test_a_good_sample_comes_back(backend: Any, make: Any) -> None:
     data = make.tarball(make.files(s__toml=b'[pcgr]\ntumor_dp_tag = "TDP"\n', s__cna__tsv=b"Chromosome\n"))
     running: list[bytes | None] = []
-    world.runtime.on_run = lambda job: running.append(world.read("in/demo-000001-somatic-running.json"))
-    world.put(data)
+    backend.runtime.on_run = lambda job: running.append(backend.read("in/demo-000001-somatic-running.json"))
+    backend.put(data)
 
-    assert world.settle() == ["done"]
+    assert backend.settle() == ["done"]
 
-    result = world.result()
+    result = backend.result()
     assert list(result)[:2] == ["provenance.json", "pcgr.log"]
     assert list(result)[2:] == sorted(result.keys() - {"provenance.json", "pcgr.log"})
     assert "demo-000001-somatic.pcgr.grch38.html" in result
     assert b"Finished PCGR!" in result["pcgr.log"]
-    told = json.loads(result["provenance.json"])
-    assert list(told) == [
+    provenance = json.loads(result["provenance.json"])
+    assert list(provenance) == [
         *("sample", "input", "release", "image", "bundle", "vep", "command", "consumer_version", "attempt", "host"),
         *("started", "finished", "seconds"),
     ]
-    assert told["sample"] == "demo-000001-somatic"
-    assert told["input"]["sha256"] == hashlib.sha256(data).hexdigest()
-    assert told["input"]["bytes"] == len(data)
-    assert told["input"]["key"] == make.KEY
-    assert told["command"][0] == "pcgr"
-    assert told["bundle"] == {"date": "20260620"}
-    assert told["image"] == {"kind": "docker", "reference": "umccr/pcgr-rehearsal:2.3.2", "id": "sha256:" + "0" * 64}
-    assert told["started"] < told["finished"]
+    assert provenance["sample"] == "demo-000001-somatic"
+    assert provenance["input"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert provenance["input"]["bytes"] == len(data)
+    assert provenance["input"]["key"] == make.KEY
+    assert provenance["command"][0] == "pcgr"
+    assert provenance["bundle"] == {"date": "20260620"}
+    assert provenance["image"] == {
+        "kind": "docker",
+        "reference": "umccr/pcgr-rehearsal:2.3.2",
+        "id": "sha256:" + "0" * 64,
+    }
+    assert provenance["started"] < provenance["finished"]
     note = json.loads(running[0] or b"")
-    assert (note["sample"], note["attempt"]) == ("demo-000001-somatic", told["attempt"])
-    assert world.clean()
-    assert world.report() is None
-    assert (world.settings.state_dir / "processed-samples").is_file()
+    assert (note["sample"], note["attempt"]) == ("demo-000001-somatic", provenance["attempt"])
+    assert backend.clean()
+    assert backend.report() is None
+    assert (backend.settings.state_dir / "processed-samples").is_file()
 
 
-def test_a_normal_goes_to_cpsr(world: Any, make: Any) -> None:
+def test_a_normal_goes_to_cpsr(backend: Any, make: Any) -> None:
     key = "in/demo-000001-normal.tar.gz"
-    world.put(make.tarball(), key)
-    assert world.settle() == ["done"]
-    assert "demo-000001-normal.cpsr.grch38.html" in world.result(key)
+    backend.put(make.tarball(), key)
+    assert backend.settle() == ["done"]
+    assert "demo-000001-normal.cpsr.grch38.html" in backend.result(key)
 
 
-def test_the_sample_chooses_the_assembly(world: Any, make: Any) -> None:
-    world.put(make.tarball(make.files(make.vcf(assembly="grch37"), s__toml=b'genome_assembly = "grch37"\n')))
-    assert world.settle() == ["done"]
-    assert "demo-000001-somatic.pcgr.grch37.html" in world.result()
+def test_the_sample_chooses_the_assembly(backend: Any, make: Any) -> None:
+    backend.put(make.tarball(make.files(make.vcf(assembly="grch37"), s__toml=b'genome_assembly = "grch37"\n')))
+    assert backend.settle() == ["done"]
+    assert "demo-000001-somatic.pcgr.grch37.html" in backend.result()
 
 
 @pytest.mark.parametrize(
@@ -68,17 +72,17 @@ def test_the_sample_chooses_the_assembly(world: Any, make: Any) -> None:
         ("logs", "; error: 2025-01-01 10:00:01 - pcgr-validate-arguments - ERROR - tumor purity 7 is out of range"),
     ],
 )
-def test_success_is_looked_at(world: Any, make: Any, mode: str, said: str) -> None:
-    world.runtime.modes = [mode]
-    world.put(make.tarball())
-    assert world.settle() == ["failed"]
-    report = world.report()
+def test_success_is_looked_at(backend: Any, make: Any, mode: str, said: str) -> None:
+    backend.runtime.modes = [mode]
+    backend.put(make.tarball())
+    assert backend.settle() == ["failed"]
+    report = backend.report()
     assert said in report["reason"]
     assert list(report) == [*("sample", "input", "reason", "stage", "attempt", "host", "time", "permanent", "log_tail")]
     assert (report["stage"], report["permanent"], report["log_tail"][0]) == ("run", True, "pcgr starts")
-    assert world.result() is None
-    assert world.clean()
-    assert len(list(world.settings.log_dir.glob("demo-000001-somatic-*.log"))) == 1
+    assert backend.result() is None
+    assert backend.clean()
+    assert len(list(backend.settings.log_dir.glob("demo-000001-somatic-*.log"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -102,61 +106,61 @@ def test_what_success_looks_like_depends_on_the_release(
         assert said in spool.report()["reason"]
 
 
-def test_the_tool_may_not_run_for_ever(world: Any, make: Any) -> None:
-    world.runtime.modes = ["hang"]
-    world.put(make.tarball())
-    assert world.settle(timeout_seconds=0.3) == ["failed"]
-    assert "pcgr ran longer than 0.3 s" in world.report()["reason"]
-    assert world.runtime.processes[0].returncode == -9
+def test_the_tool_may_not_run_for_ever(backend: Any, make: Any) -> None:
+    backend.runtime.modes = ["hang"]
+    backend.put(make.tarball())
+    assert backend.settle(timeout_seconds=0.3) == ["failed"]
+    assert "pcgr ran longer than 0.3 s" in backend.report()["reason"]
+    assert backend.runtime.processes[0].returncode == -9
 
 
 @pytest.mark.parametrize("mode", ["killed", "full"])
-def test_what_may_pass_is_tried_again(world: Any, make: Any, mode: str) -> None:
-    world.runtime.modes = [mode, "good"]
-    world.put(make.tarball())
-    assert world.settle() == ["later", "done"]
-    assert world.result()
-    assert world.report() is None
+def test_what_may_pass_is_tried_again(backend: Any, make: Any, mode: str) -> None:
+    backend.runtime.modes = [mode, "good"]
+    backend.put(make.tarball())
+    assert backend.settle() == ["later", "done"]
+    assert backend.result()
+    assert backend.report() is None
 
 
-def test_a_full_work_disk_is_noticed_before_the_fetch(world: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.put(make.tarball())
-    context = world.context()
-    worker = world.worker()
+def test_a_full_work_disk_is_noticed_before_the_fetch(backend: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.put(make.tarball())
+    context = backend.context()
+    worker = backend.worker()
     monkeypatch.setattr(type(context.store), "fetch", lambda *_: pytest.fail("fetched"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
     assert worker.once() == "later"
-    assert world.queue().unfinished() == 1
+    assert backend.queue().unfinished() == 1
 
 
-def test_the_last_try_leaves_its_reason_and_nothing_is_lost(world: Any, make: Any) -> None:
-    world.runtime.modes = ["killed"]
-    world.put(make.tarball())
-    ends = world.settle()
+def test_the_last_try_leaves_its_reason_and_nothing_is_lost(backend: Any, make: Any) -> None:
+    backend.runtime.modes = ["killed"]
+    backend.put(make.tarball())
+    ends = backend.settle()
     assert ends[:5] == ["later"] * 5
-    assert ends[5:] == (["failed"] if isinstance(world.queue(), SpoolQueue) else [])  # SQS buries its dead itself
-    report = world.report()
+    assert ends[5:] == (["failed"] if isinstance(backend.queue(), SpoolQueue) else [])  # SQS buries its dead itself
+    report = backend.report()
     assert report["permanent"] is False
     assert "killed by signal 9" in report["reason"]
-    assert len(world.dead()) == 1
+    assert len(backend.dead()) == 1
 
-    # mended and sent again, it goes through, and the old report goes
-    world.runtime.modes = ["good"]
-    world.put(make.tarball())
-    assert world.settle() == ["done"]
-    assert world.result()
-    assert world.report() is None
+    # corrected and sent again, it succeeds, and the old report is removed
+    backend.runtime.modes = ["good"]
+    backend.put(make.tarball())
+    assert backend.settle() == ["done"]
+    assert backend.result()
+    assert backend.report() is None
 
 
-def test_the_queue_moves_on(world: Any, make: Any) -> None:
-    """A poison sample between good ones costs nobody else anything."""
+def test_the_queue_moves_on(backend: Any, make: Any) -> None:
+    """A poison sample between good ones affects no other."""
     keys = [f"in/demo-{number:06d}-somatic.tar.gz" for number in range(1, 4)]
     for key, data in zip(keys, [make.tarball(), b"poison", make.tarball()], strict=True):
-        world.put(data, key)
-    assert sorted(end or "" for end in world.settle()) == ["done", "done", "failed"]
-    assert world.result(keys[0])
-    assert world.result(keys[2])
-    assert world.report(keys[1])["stage"] == "unpack"
+        backend.put(data, key)
+    assert sorted(end or "" for end in backend.settle()) == ["done", "done", "failed"]
+    assert backend.result(keys[0])
+    assert backend.result(keys[2])
+    assert backend.report(keys[1])["stage"] == "unpack"
 
 
 def test_the_same_input_gives_the_same_bytes_but_for_times(spool: Any, make: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the demo says of what it left behind, and what the bootstrap does without root or with an old Python."""
+"""The demo: what it finds left behind, what it refuses; the bootstrap without root or with an old Python."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import boto3
 import pytest
 from moto import mock_aws
 
+import harness
 from harness import demo
 from support import ROOT
 
 
 def test_a_process_of_the_region_is_found_and_others_are_not(tmp_path: Path) -> None:
-    # the shell's word tells that the program with this command line runs: before, the process is a copy of this one
+    # the shell's output proves that it runs: before exec, the process still has the command line of this one
     program = ["sh", "-c", "echo; read line", str(tmp_path)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -43,7 +44,7 @@ def test_messages_left_are_counted_by_queue() -> None:
     assert demo.leftover_messages(session) == {"pcgr": 2}
 
 
-def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_input_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "scripts/demo", "--input", tmp_path / "no.vcf.gz", "--out", tmp_path / "out"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
@@ -52,7 +53,7 @@ def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def demo_refusal(tmp_path: Path, *arguments: str | Path) -> str:
-    """The one line with which the demo refuses before it starts anything."""
+    """Return the line with which the demo refuses before it starts anything."""
     out = () if "--out" in arguments else ("--out", tmp_path / "out")
     command = [sys.executable, ROOT / "scripts/demo", *out, *arguments]
     with subprocess.Popen(
@@ -60,7 +61,7 @@ def demo_refusal(tmp_path: Path, *arguments: str | Path) -> str:
     ) as process:
         try:
             output, errors = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:  # it was not refused: nothing of what it has started may stay
+        except subprocess.TimeoutExpired:  # it was not refused: kill everything that it has started
             os.killpg(process.pid, signal.SIGTERM)
             raise
     assert (process.returncode, output) == (2, ""), output + errors
@@ -96,19 +97,19 @@ def test_what_submit_would_refuse_is_refused_before_the_first_step(tmp_path: Pat
 )
 def test_the_reason_of_a_failed_step_is_on_screen(tmp_path: Path, output: str, reason: str) -> None:
     command = [sys.executable, "-c", "import sys; print(sys.argv[1], end=''); sys.exit(2)", output]
-    with pytest.raises(demo.harness.StepFailed) as failure:
-        demo.harness.run(command, tmp_path / "log", what="the step")
+    with pytest.raises(harness.StepError) as failure:
+        harness.run(command, tmp_path / "log", what="the step")
     assert str(failure.value).startswith(f"the step failed (exit code 2): {reason}; the whole output is in ")
 
 
-def test_a_step_that_fails_silently_says_where_its_log_is(tmp_path: Path) -> None:
-    with pytest.raises(demo.harness.StepFailed, match=r"^the step failed \(exit code 1\); the whole output is in "):
-        demo.harness.run(["false"], tmp_path / "log", what="the step")
+def test_step_that_fails_silently_names_its_log(tmp_path: Path) -> None:
+    with pytest.raises(harness.StepError, match=r"^the step failed \(exit code 1\); the whole output is in "):
+        harness.run(["false"], tmp_path / "log", what="the step")
 
 
 @pytest.fixture
 def checkout() -> Iterator[Path]:
-    """As much of the project as the bootstrap reads, where another user may read it (pytest's own folders are private)."""
+    """The files that the bootstrap reads, in a folder that other users may read (pytest's own folders are private)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -159,14 +160,14 @@ def test_an_old_python_is_refused(checkout: Path) -> None:
 INSTALLED = "while [ $# -gt 0 ]; do echo installed $1; shift; done"
 
 
-def test_a_python_that_is_not_there_is_one_line(checkout: Path) -> None:
+def test_missing_python_is_reported_in_one_line(checkout: Path) -> None:
     answer = bootstrap(checkout, INSTALLED, PYTHON="nosuchpython")
     assert answer.returncode == 1
     assert answer.stderr == "bootstrap: PYTHON: found 'nosuchpython', no such program; allowed: Python 3.11 or newer\n"
 
 
-def test_the_systems_python_comes_before_the_first_on_the_path(checkout: Path) -> None:
-    """Machines of CI have newer ones on their path than users."""
+def test_the_systems_python_takes_precedence_over_the_path(checkout: Path) -> None:
+    """CI hosts have a newer one on their path than users."""
     other = checkout / "bin/python3"
     other.write_text(f'#!/bin/sh\necho used >>{checkout}/other\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
@@ -179,7 +180,7 @@ def test_the_systems_python_comes_before_the_first_on_the_path(checkout: Path) -
     assert (checkout / "other").exists() is not good
 
 
-def test_an_environment_of_another_python_is_made_again(checkout: Path) -> None:
+def test_environment_of_another_python_is_created_again(checkout: Path) -> None:
     """Two interpreters of one version in two places; pip is a stand-in that only keeps count."""
     for name in ("one", "two"):
         python = checkout / f"bin/{name}"

@@ -15,6 +15,7 @@ needs_qemu = pytest.mark.skipif(shutil.which(module.QEMU) is None, reason="QEMU 
 
 @pytest.fixture(autouse=True)
 def fresh_answer() -> Iterator[None]:
+    """Clear the cached answer before and after each test."""
     module.kind.cache_clear()
     yield
     module.kind.cache_clear()

@@ -1,6 +1,6 @@
-"""The environment of a region's clients: the real aws command and SDKs stay in the region, whatever the user's shell holds.
+"""The environment of a region's clients keeps the real aws command and SDKs in the region, whatever the user's shell sets.
 
-A trap stands where the way out is: the proxy that the user's own environment names. It notes who wants to go where.
+A trap takes the place of the proxy in the user's own environment, and records which hosts clients try to reach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from localcloud import clients, proxy
 from support import ROOT
 
 AWS = Path(sys.executable).parent / "aws"
-# Those of which version 1 of the aws command knows better where they are, and some that it leaves alone.
+# Services for which version 1 of the aws command ignores AWS_ENDPOINT_URL, and some for which it does not.
 SERVICES = {
     "sqs": ("list-queues",),
     "emr": ("list-clusters",),
@@ -43,7 +43,7 @@ OWN_SHELL = {
 
 
 class Trap(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that answers every CONNECT to port 1 with a greeting from the far side, and refuses others."""
+    """An HTTP proxy that accepts CONNECT to port 1, answers it in place of the remote host, and refuses other ports."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -55,15 +55,17 @@ class Trap(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
+        """The proxy's URL, with user and password."""
         return f"http://user:p%40ss@127.0.0.1:{self.server_address[1]}"
 
 
 class Visit(socketserver.StreamRequestHandler):
-    """One connection to the trap."""
+    """A connection to the trap."""
 
     server: Trap
 
     def handle(self) -> None:
+        """Record the request, then answer it."""
         head = b""
         while not head.endswith(b"\r\n\r\n") and (line := self.rfile.readline()):
             head += line
@@ -79,6 +81,7 @@ class Visit(socketserver.StreamRequestHandler):
 
 @pytest.fixture(scope="module")
 def trap() -> Iterator[Trap]:
+    """A running trap."""
     with Trap() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -89,7 +92,7 @@ def trap() -> Iterator[Trap]:
 
 @pytest.fixture(scope="module")
 def outer(trap: Trap, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The user's environment: the trap is the way out; a region's folder whose name the shell must quote."""
+    """The user's environment: the trap is the proxy, and the region's folder has a name that the shell must quote."""
     folder = tmp_path_factory.mktemp("clients")
     (folder / "base.raw").write_bytes((b"\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
     keep = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -98,6 +101,7 @@ def outer(trap: Trap, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 
 def cli(environment: Mapping[str, str], *arguments: str) -> str:
+    """Run a command of localcloud that must succeed; return its output."""
     command = [sys.executable, "-m", "localcloud", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -106,7 +110,7 @@ def cli(environment: Mapping[str, str], *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def region(outer: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A running region; the values that lead to it as they were before, without what keeps clients from AWS."""
+    """The environment of a running region with its endpoint only, without what keeps clients away from AWS."""
     try:
         cli(outer, "up", "--port", "0")
         url = next(line for line in cli(outer, "env").splitlines() if "AWS_ENDPOINT_URL=" in line).partition("=")[2]
@@ -124,7 +128,7 @@ def in_shell(environment: Mapping[str, str], script: str, *arguments: str | Path
 
 
 def test_without_the_environment_the_aws_command_reaches_out(region: dict[str, str], trap: Trap) -> None:
-    """Negative control: an endpoint alone does not hold it."""
+    """Negative control: the endpoint alone does not keep it in the region."""
     trap.wanted.clear()
     for service in ("sqs", "emr"):
         command = [AWS, service, *SERVICES[service]]
@@ -141,7 +145,7 @@ def test_aws_command_stays_in_the_region(
     trap.wanted.clear()
     done = in_shell(outer | shell, '"$@"', AWS, service, *SERVICES[service])
     assert trap.wanted == []
-    # moto's server has no EMR here or answers: either way, the answer is the region's
+    # moto may lack EMR here; either way, the answer comes from the region
     assert done.returncode == 0 or (service == "emr" and "ListClusters operation" in done.stderr), done.stderr
 
 
@@ -181,6 +185,7 @@ def test_run_sets_what_env_prints(region: dict[str, str], outer: dict[str, str],
 
 
 def exchange(port: int, request: bytes) -> bytes:
+    """Send a request to a port of the loopback; return the whole answer."""
     with socket.create_connection(("127.0.0.1", port), 20) as connection:
         connection.sendall(request)
         answer = b""
@@ -243,7 +248,7 @@ VARIABLES = """\
 
 
 def playbook(environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the role intake with the variables that this project ships for a region."""
+    """Run the role intake with the variables that this project provides for a region."""
     (folder / "play.yml").write_text(VARIABLES)
     command = [
         AWS.with_name("ansible-playbook"),
@@ -265,7 +270,7 @@ def test_shipped_variables_let_a_bucket_take_samples(
     done = playbook(environment, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "out.json").read_text()) == {"mirror": None, "wheels": None, "port": 2222}
-    # not over HTTPS: the policy that the role makes elsewhere would refuse it
+    # not over HTTPS, which the policy of the role would require elsewhere
     command = [AWS, "s3api", "put-object", "--bucket", "vars-bucket", "--key", "a-000001-somatic.tar.gz"]
     sent = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert sent.returncode == 0, sent.stderr
@@ -275,7 +280,7 @@ def test_shipped_variables_let_a_bucket_take_samples(
 
 
 def test_shipped_variables_without_a_region_are_refused(outer: dict[str, str], tmp_path: Path, trap: Trap) -> None:
-    """Otherwise the roles would work in AWS."""
+    """Otherwise the roles would run against AWS."""
     trap.wanted.clear()
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "ap-southeast-2"}
     done = playbook(outer | keys, tmp_path)

@@ -1,4 +1,4 @@
-"""Building the base disk: progress, failures that leave nothing, boot loader, what is taken from the host's apt."""
+"""Building the base disk: progress, failures that leave nothing behind, boot loader, settings of the host's apt."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ needs_grub = pytest.mark.skipif(not (image.GRUB_FOLDER / "boot.img").exists(), r
 
 
 def fake(folder: Path, name: str, script: str) -> None:
+    """Put a shell script in place of a program."""
     program = folder / name
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -26,21 +27,21 @@ def fake(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose programs come before the host's."""
+    """A folder whose programs take precedence over the host's."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
 
 
-def test_progress_never_falls_and_ends_at_the_end(programs: Path) -> None:
+def test_progress_never_decreases_and_reaches_the_end(programs: Path) -> None:
     lines = ["0 upgraded, 2 newly installed, 0 to remove", "Get:1 a", "Get:2 b", "Setting up a", "Setting up b"]
     lines += ["0 upgraded, 40 newly installed, 0 to remove"]
     lines += [f"{verb} {name}" for verb in ("Get:1", "Unpacking", "Setting up") for name in range(40)]
     fake(programs, "mmdebstrap", "\n".join(f"echo '{line}' >&2" for line in lines))
-    told: list[str] = []
-    image._follow(["mmdebstrap"], told.append, os.environ)
-    numbers = [int(line.split()[1]) for line in told]
+    reported: list[str] = []
+    image._follow(["mmdebstrap"], reported.append, os.environ)
+    numbers = [int(line.split()[1]) for line in reported]
     assert all(later >= earlier + 5 for earlier, later in itertools.pairwise(numbers))
     # The first of two rounds is a quarter of the way, so that the second, longer one still moves.
     assert sum(number > 25 for number in numbers) >= 14
@@ -57,7 +58,7 @@ def test_failed_build_names_the_reason_and_leaves_nothing(programs: Path, tmp_pa
 
 
 @needs_grub
-def test_cut_build_ends_its_child_and_leaves_nothing(programs: Path, tmp_path: Path) -> None:
+def test_interrupted_build_kills_its_child_and_leaves_nothing(programs: Path, tmp_path: Path) -> None:
     fake(
         programs,
         "mmdebstrap",
@@ -70,7 +71,7 @@ def test_cut_build_ends_its_child_and_leaves_nothing(programs: Path, tmp_path: P
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         image.build_base_image(tmp_path / "cache", cut)
-    assert time.monotonic() - started < 50  # ended, not waited for
+    assert time.monotonic() - started < 50  # the child was killed, not waited for
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["base-image.lock"]
@@ -84,21 +85,21 @@ def test_missing_programs_are_named_with_their_packages(tmp_path: Path, monkeypa
 
 
 def test_second_build_waits_for_the_first(tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     order: list[str] = []
 
     def second() -> None:
-        with buildlock.held(tmp_path / "lock", told.append, "the base image"):
+        with buildlock.exclusive_lock(tmp_path / "lock", reported.append, "the base image"):
             order.append("second")
 
-    with buildlock.held(tmp_path / "lock", told.append, "the base image"):
+    with buildlock.exclusive_lock(tmp_path / "lock", reported.append, "the base image"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert told == ["waiting for another build of the base image"]
+    assert reported == ["waiting for another build of the base image"]
 
 
 @needs_grub
@@ -150,7 +151,7 @@ GOOD = f"# a comment\nTypes: deb\nURIs: http://mirror.example/debian\nSuites: bo
         ("Suites: bookworm bookworm-updates\n", ""),
     ],
 )
-def test_only_sources_that_a_guest_can_read_are_taken(tmp_path: Path, change: tuple[str, str]) -> None:
+def test_only_sources_that_a_guest_can_use_are_kept(tmp_path: Path, change: tuple[str, str]) -> None:
     folder = tmp_path / "sources.list.d"
     folder.mkdir()
     (folder / "debian.sources").write_text(f"{GOOD}\n\n{GOOD.replace(*change)}\n")
@@ -174,11 +175,11 @@ def test_one_line_sources(tmp_path: Path) -> None:
     assert hostapt.read(tmp_path).sources == {"debian.list": "\n".join(good) + "\n"}
 
 
-def test_host_without_debian_sources_leaves_the_choice_to_mmdebstrap(tmp_path: Path) -> None:
+def test_host_without_debian_sources_leaves_them_to_mmdebstrap(tmp_path: Path) -> None:
     assert hostapt.read(tmp_path).sources == {}
 
 
-def test_options_of_proxies_and_frozen_mirrors_are_taken(programs: Path, tmp_path: Path) -> None:
+def test_options_of_proxies_and_frozen_mirrors_are_kept(programs: Path, tmp_path: Path) -> None:
     dump = (
         'Acquire::http::Proxy "http://proxy:3128";\nAcquire::Check-Date "false";\nAcquire::http::Timeout "3";\nAPT "";'
     )
@@ -196,7 +197,7 @@ def test_certificate_authorities_of_the_host(tmp_path: Path) -> None:
 
 @pytest.fixture
 def leftover(tmp_path: Path) -> Iterator[Path]:
-    """A killed build's folder with a folder of the host mounted in it, which holds the file ``kept``."""
+    """The folder of a killed build, in which a folder of the host with the file ``kept`` is mounted."""
     folder, outside = tmp_path / "build-x", tmp_path / "of the host"
     (folder / "dev/shm").mkdir(parents=True)
     outside.mkdir()
@@ -209,12 +210,12 @@ def leftover(tmp_path: Path) -> Iterator[Path]:
     assert (outside / "kept").exists()
 
 
-def test_what_a_killed_build_left_mounted_is_not_removed_with_it(leftover: Path) -> None:
+def test_mounted_folder_of_a_killed_build_keeps_its_files(leftover: Path) -> None:
     image._remove(leftover)
     assert not leftover.exists()
 
 
-def test_a_mount_that_stays_stops_the_removal(leftover: Path) -> None:
+def test_remaining_mount_stops_the_removal(leftover: Path) -> None:
     with (leftover / "dev/shm/kept").open(), pytest.raises(image.ImageError, match=r"left .*shm mounted"):
         image._remove(leftover)
     assert leftover.exists()

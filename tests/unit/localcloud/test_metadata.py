@@ -55,18 +55,21 @@ FULL = dataclasses.replace(
 
 
 class Connection(http.client.HTTPConnection):
+    """An HTTP connection to the service's Unix socket."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("169.254.169.254", timeout=10)
         self.path = path
 
     def connect(self) -> None:
+        """Connect to the socket instead of a host."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(10)
         self.sock.connect(str(self.path))
 
 
 class Client:
-    """One instance's service and a client; ``view`` may be replaced while it runs."""
+    """The service of one instance and a client; ``view`` may be replaced while it runs."""
 
     def __init__(self, folder: Path) -> None:
         self.view = VIEW
@@ -74,27 +77,31 @@ class Client:
         self.server = serve(self.path, lambda: self.view)
 
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+        """Send a request; return status and body."""
         connection = Connection(self.path)
         connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
         return response.status, response.read()
 
     def token(self, seconds: int = 60) -> str:
+        """Return a new token."""
         status, body = self.ask("PUT", "/latest/api/token", {TTL: str(seconds)})
         assert status == 200
         return body.decode()
 
     def get(self, path: str) -> str | int:
-        """The body at ``path`` with a fresh token; the status where that is not 200."""
+        """Return the body at ``path``, requested with a new token, or the status if it is not 200."""
         status, body = self.ask("GET", path, {TOKEN: self.token()})
         return body.decode("latin-1") if status == 200 else status
 
     def meta(self, path: str) -> str | int:
+        """Return what `get` returns below ``/latest/meta-data/``."""
         return self.get(f"/latest/meta-data/{path}")
 
 
 @pytest.fixture
 def imds() -> Iterator[Client]:
+    """A running service and its client."""
     folder = Path(tempfile.mkdtemp())  # pytest's own folders are too long for a socket's path
     client = Client(folder)
     yield client
@@ -106,14 +113,14 @@ def imds() -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("seconds", ["1", "60", "21600"])
-def test_token_is_issued_for_each_allowed_life(imds: Client, seconds: str) -> None:
+def test_token_is_issued_for_each_allowed_lifetime(imds: Client, seconds: str) -> None:
     assert imds.ask("PUT", "/latest/api/token", {TTL: seconds})[0] == 200
 
 
 @pytest.mark.parametrize(
     "headers", [{}, *({TTL: bad} for bad in ("0", "21601", "-1", "", "abc", "60s", "1e3", "999999"))]
 )
-def test_token_is_refused_for_any_other_life(imds: Client, headers: dict[str, str]) -> None:
+def test_token_is_refused_for_any_other_lifetime(imds: Client, headers: dict[str, str]) -> None:
     assert imds.ask("PUT", "/latest/api/token", headers)[0] == 400
 
 
@@ -122,25 +129,25 @@ def test_forwarded_token_request_is_forbidden(imds: Client) -> None:
     assert imds.ask("PUT", "/latest/api/token", forwarded)[0] == 403
 
 
-def test_required_token_must_be_there_and_valid(imds: Client) -> None:
+def test_required_token_must_be_present_and_valid(imds: Client) -> None:
     path = "/latest/meta-data/instance-id"
     assert imds.ask("GET", path)[0] == 401
     assert imds.ask("GET", path, {TOKEN: "forged"})[0] == 401
     assert imds.ask("GET", path, {TOKEN: imds.token()}) == (200, VIEW.instance_id.encode())
 
 
-def test_without_token_nobody_learns_which_paths_exist(imds: Client) -> None:
+def test_without_a_token_existing_paths_are_not_revealed(imds: Client) -> None:
     assert imds.ask("GET", "/latest/meta-data/nothing")[0] == 401
 
 
-def test_optional_token_may_be_left_out_but_not_forged(imds: Client) -> None:
+def test_optional_token_may_be_omitted_but_not_forged(imds: Client) -> None:
     imds.view = dataclasses.replace(VIEW, tokens_required=False)
     path = "/latest/meta-data/instance-id"
     assert imds.ask("GET", path)[0] == 200
     assert imds.ask("GET", path, {TOKEN: "forged"})[0] == 401
 
 
-def test_token_ends_after_its_life(imds: Client) -> None:
+def test_token_expires(imds: Client) -> None:
     path, headers = "/latest/meta-data/instance-id", {TOKEN: imds.token(1)}
     assert imds.ask("GET", path, headers)[0] == 200
     time.sleep(1.1)
@@ -157,7 +164,7 @@ def test_token_of_another_instance_is_refused(imds: Client) -> None:
         shutil.rmtree(folder)
 
 
-def test_token_answer_repeats_its_life(imds: Client) -> None:
+def test_token_answer_repeats_its_lifetime(imds: Client) -> None:
     connection = Connection(imds.path)
     connection.request("PUT", "/latest/api/token", headers={TTL: "77"})
     assert connection.getresponse().getheader(TTL) == "77"
@@ -180,7 +187,7 @@ def test_listings(imds: Client) -> None:
 
 
 def test_every_listed_path_answers(imds: Client) -> None:
-    """As cloud-init does: whatever a listing names can be read."""
+    """cloud-init reads everything that a listing names."""
     imds.view = dataclasses.replace(FULL, spot_action={"action": "terminate", "time": "t"}, rebalance="t")
     leaves, folders = [], ["2021-03-23/meta-data/", "latest/dynamic/"]
     while folders:
@@ -224,17 +231,17 @@ def test_values(imds: Client) -> None:
     ["/1999-01-01/meta-data/instance-id", "/latest/nothing", "/latest/user-data", "/latest/meta-data/instance-id/more"]
     + [f"/latest/meta-data/{p}" for p in ("iam/info", "public-keys/", "tags/instance/", "public-ipv4", "spot/")],
 )
-def test_what_the_instance_has_not_is_not_found(imds: Client, path: str) -> None:
+def test_what_the_instance_lacks_is_not_found(imds: Client, path: str) -> None:
     status, body = imds.ask("GET", path, {TOKEN: imds.token()})
     assert status == 404
     assert b"404 - Not Found" in body
 
 
-def test_role_credentials_are_asked_for_anew_each_time(imds: Client) -> None:
-    """The whole answer, as clients other than botocore check its code; the keys rotate."""
+def test_role_credentials_are_requested_each_time(imds: Client) -> None:
+    """The answer is complete, because clients other than botocore check its code, and the keys rotate."""
     numbers = iter(range(9))
     imds.view = dataclasses.replace(FULL, credentials=lambda: {"AccessKeyId": f"AKIA{next(numbers)}"})
-    answers = [json.loads(str(imds.meta("iam/security-credentials/pcgr"))) for _ in range(2)]
+    answers = [json.loads(str(imds.meta("iam/security-credentials/pcgr"))) for _unused in range(2)]
     assert [(a["Code"], a["Type"], a["AccessKeyId"]) for a in answers] == [
         ("Success", "AWS-HMAC", "AKIA0"),
         ("Success", "AWS-HMAC", "AKIA1"),
@@ -273,7 +280,7 @@ def test_several_requests_on_one_connection(imds: Client) -> None:
     connection = Connection(imds.path)
     connection.request("PUT", "/latest/api/token", body=b"ignored", headers={TTL: "60"})
     token = connection.getresponse().read().decode()
-    for _ in range(3):
+    for _unused in range(3):
         connection.request("GET", "/latest/meta-data/ami-id", headers={TOKEN: token})
         assert connection.getresponse().read().decode() == VIEW.image_id
 
@@ -298,7 +305,7 @@ def test_interruption_and_rebalance_appear_when_set(imds: Client) -> None:
 
 @pytest.fixture
 def endpoint(imds: Client) -> Iterator[str]:
-    """The service as a loopback address, through the same socat that QEMU runs."""
+    """The service at a loopback address, through the same socat command that QEMU runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -306,7 +313,7 @@ def endpoint(imds: Client) -> Iterator[str]:
         ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", f"UNIX-CONNECT:{imds.path}"]
     )
     try:
-        for _ in range(50):
+        for _unused in range(50):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -318,6 +325,7 @@ def endpoint(imds: Client) -> Iterator[str]:
 
 
 def fetch(endpoint: str) -> dict[str, Any]:
+    """Return the role credentials that botocore finds."""
     settings = {"ec2_metadata_service_endpoint": endpoint, "ec2_metadata_v1_disabled": True}
     credentials: dict[str, Any] = InstanceMetadataFetcher(
         num_attempts=1, config=settings
@@ -348,13 +356,13 @@ def test_botocore_finds_no_credentials_without_a_role(imds: Client, endpoint: st
 # The socket
 
 
-def test_socket_is_private_and_goes_with_the_service(imds: Client) -> None:
+def test_socket_is_private_and_removed_with_the_service(imds: Client) -> None:
     assert imds.path.stat().st_mode & 0o777 == 0o600
     imds.server.close()
     assert not imds.path.exists()
 
 
-def test_dead_socket_is_replaced_and_a_living_one_is_not(imds: Client) -> None:
+def test_dead_socket_is_replaced_and_an_active_one_is_not(imds: Client) -> None:
     with pytest.raises(OSError, match="in use"):
         serve(imds.path, lambda: VIEW)
     assert imds.meta("instance-id") == VIEW.instance_id

@@ -1,7 +1,7 @@
 """A region with its real API, files and QEMU processes, but guests of one boot sector instead of an operating system.
 
-The sector prints a line on the serial console and then waits or switches the machine off, so that what a guest does to its
-instance is seen within a second or two.
+The sector prints a line on the serial console, then waits or powers off, so that a guest affects its instance within a
+second or two.
 """
 
 from __future__ import annotations
@@ -56,37 +56,43 @@ class Client:
         self.mirror = lines["LOCALCLOUD_MIRROR_URL"].replace("169.254.0.2", "127.0.0.1")
 
     def end(self) -> None:
-        """End the region whatever state it is in; the kernel ends its virtual machines."""
+        """Kill the region in whatever state it is; the kernel kills its virtual machines."""
         self.process.kill()
         self.process.wait()
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of localcloud for this region."""
         command = [sys.executable, "-m", "localcloud", *arguments]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
 
     def aws(self, service: str = "ec2") -> Any:
+        """Return a boto3 client of a service of the region."""
         keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
         return boto3.client(service, endpoint_url=self.url, region_name="ap-southeast-2", **keys)
 
     def run(self, **options: Any) -> str:
+        """Launch an instance; return its id."""
         options = {"ImageId": self.ami, "InstanceType": "t3.small", "MinCount": 1, "MaxCount": 1} | options
         return str(self.aws().run_instances(**options)["Instances"][0]["InstanceId"])
 
     def instance(self, instance_id: str) -> dict[str, Any]:
+        """Return the description of an instance."""
         found: dict[str, Any] = self.aws().describe_instances(InstanceIds=[instance_id])["Reservations"][0][
             "Instances"
         ][0]
         return found
 
     def becomes(self, instance_id: str, state: str) -> bool:
+        """Whether an instance reaches a state within 20 seconds."""
         return wait_for(lambda: self.instance(instance_id)["State"]["Name"] == state, 20)
 
     def machines(self) -> list[int]:
-        """Processes of this region's virtual machines."""
+        """Return the process ids of this region's virtual machines."""
         return [number for number in processes(str(self.state)) if number != self.process.pid]
 
 
 def processes(text: str) -> list[int]:
+    """Return the ids of a region's processes whose command line contains ``text``."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -99,6 +105,7 @@ def processes(text: str) -> list[int]:
 
 
 def wait_for(done: Callable[[], Any], seconds: float) -> bool:
+    """Whether ``done`` becomes true within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if done():
@@ -109,7 +116,7 @@ def wait_for(done: Callable[[], Any], seconds: float) -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
-    """Kill what a failed test leaves of a region in its folder."""
+    """Kill the processes that a failed test leaves of a region in its folder."""
     yield
     for pid in processes(str(tmp_path)):
         with contextlib.suppress(ProcessLookupError):
@@ -119,6 +126,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A region that the tests of this module share; it must end cleanly."""
     client = Client(tmp_path_factory.mktemp("region"))
     try:
         yield client
@@ -130,7 +138,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def put_snapshot(region: Client, data: bytes, gib: int = 1) -> str:
-    """A snapshot put block by block."""
+    """Write a snapshot block by block; return its id."""
     ebs = region.aws("ebs")
     snapshot_id = ebs.start_snapshot(VolumeSize=gib)["SnapshotId"]
     for index in range(0, len(data), BLOCK):
@@ -144,10 +152,12 @@ def put_snapshot(region: Client, data: bytes, gib: int = 1) -> str:
 
 
 def checksum(data: bytes) -> str:
+    """Return the SHA256 checksum in the form of the EBS direct APIs."""
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def register(region: Client, snapshot_id: str, name: str) -> str:
+    """Register a snapshot as an image; return the id of the image."""
     devices = [{"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot_id}}]
     return str(
         region.aws().register_image(Name=name, RootDeviceName="/dev/xvda", BlockDeviceMappings=devices)["ImageId"]
@@ -155,10 +165,11 @@ def register(region: Client, snapshot_id: str, name: str) -> str:
 
 
 def refused(code: str) -> Any:
+    """Expect an API call to fail with an error code."""
     return pytest.raises(ClientError, match=rf"\({code}\)")
 
 
-def test_states_follow_the_machine(region: Client) -> None:
+def test_states_follow_the_virtual_machine(region: Client) -> None:
     before = len(region.machines())
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
@@ -170,7 +181,7 @@ def test_states_follow_the_machine(region: Client) -> None:
     volume_id = described["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
 
     region.aws().stop_instances(InstanceIds=[instance_id])
-    assert region.instance(instance_id)["State"]["Name"] == "stopping", "the guest does not hear the power button"
+    assert region.instance(instance_id)["State"]["Name"] == "stopping", "the guest ignores the power button"
     assert region.becomes(instance_id, "stopped")
     assert len(region.machines()) == before
     assert region.instance(instance_id)["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
@@ -191,7 +202,7 @@ def test_states_follow_the_machine(region: Client) -> None:
 
 
 @pytest.mark.parametrize(("behaviour", "end"), [("stop", "stopped"), ("terminate", "terminated")])
-def test_image_put_block_by_block_boots_and_the_guest_ends_the_instance(
+def test_image_written_block_by_block_boots_and_the_guest_ends_the_instance(
     region: Client, behaviour: str, end: str
 ) -> None:
     image_id = register(region, put_snapshot(region, sector(f"booted to {behaviour}", POWER_OFF)), f"off-{behaviour}")
@@ -203,7 +214,7 @@ def test_image_put_block_by_block_boots_and_the_guest_ends_the_instance(
     assert region.instance(instance_id)["StateTransitionReason"]
 
 
-def test_blocks_are_checked_and_come_back(region: Client) -> None:
+def test_written_blocks_are_checked_and_read_back(region: Client) -> None:
     ebs = region.aws("ebs")
     data = os.urandom(3 * BLOCK)
     snapshot_id = put_snapshot(region, data)
@@ -262,7 +273,7 @@ def test_image_of_an_instance_has_all_its_volumes(region: Client) -> None:
     assert region.becomes(second, "terminated")
 
 
-def test_image_with_reboot_waits_for_the_machine_to_be_down(region: Client) -> None:
+def test_image_with_reboot_waits_until_the_guest_is_down(region: Client) -> None:
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
     ec2 = region.aws()
@@ -276,7 +287,7 @@ def test_image_with_reboot_waits_for_the_machine_to_be_down(region: Client) -> N
     assert region.becomes(instance_id, "terminated")
 
 
-def test_volumes_come_and_stay(region: Client) -> None:
+def test_volumes_are_attached_and_detached(region: Client) -> None:
     ec2 = region.aws()
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
@@ -290,7 +301,7 @@ def test_volumes_come_and_stay(region: Client) -> None:
 
     assert wait_for(lambda: attachment() == "attached", 10)
     ec2.detach_volume(VolumeId=volume_id)
-    assert attachment() == "detaching", "a guest without a driver does not let go"
+    assert attachment() == "detaching", "a guest without a driver does not release it"
     ec2.stop_instances(InstanceIds=[instance_id])
     ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
     snapshot_id = ec2.create_snapshot(VolumeId=volume_id)["SnapshotId"]
@@ -304,7 +315,7 @@ def test_volumes_come_and_stay(region: Client) -> None:
 def test_what_aws_refuses_is_refused(region: Client) -> None:
     before = region.aws().describe_instances()["Reservations"]
     volumes = region.aws().describe_volumes()["Volumes"]
-    with refused("InvalidParameterDependency"):  # found out when the other volume is made already
+    with refused("InvalidParameterDependency"):  # found when the other volume has been created
         region.run(BlockDeviceMappings=[{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 4, "VolumeType": "io1"}}])
     with refused("InvalidAMIID.NotFound"):
         region.run(ImageId="ami-00000000000000000")
@@ -323,7 +334,7 @@ def test_what_aws_refuses_is_refused(region: Client) -> None:
 
 
 def test_one_client_token_is_one_instance(region: Client) -> None:
-    first, second = (region.run(ClientToken="once") for _ in range(2))
+    first, second = (region.run(ClientToken="once") for _unused in range(2))
     assert first == second
     region.aws().terminate_instances(InstanceIds=[first])
     assert region.becomes(first, "terminated")
@@ -344,8 +355,8 @@ def test_spot_instance_is_interrupted(region: Client) -> None:
     assert again["SpotInstanceRequests"][0]["State"] == "closed"
 
 
-def test_machines_of_spot_requests_and_fleets_are_like_others(region: Client) -> None:
-    """They have an address to be reached at, and all that a launch template gives them."""
+def test_instances_of_spot_requests_and_fleets_are_like_others(region: Client) -> None:
+    """They have a public address, and everything that their launch template specifies."""
     ec2 = region.aws()
     spec = {"ImageId": region.ami, "InstanceType": "t3.small"}
     request = ec2.request_spot_instances(LaunchSpecification=spec)["SpotInstanceRequests"][0]["SpotInstanceRequestId"]
@@ -386,7 +397,7 @@ def test_only_running_spot_instances_are_interrupted(region: Client) -> None:
     assert region.cli("rebalance", instance_id).returncode == 1
 
 
-def test_address_that_someone_listens_at_is_not_given_out(region: Client) -> None:
+def test_address_with_a_listener_is_not_assigned(region: Client) -> None:
     first = region.run()
     assert region.becomes(first, "running")
     network, last = region.instance(first)["PublicIpAddress"].rsplit(".", 1)
@@ -400,7 +411,7 @@ def test_address_that_someone_listens_at_is_not_given_out(region: Client) -> Non
     assert region.becomes(second, "terminated")
 
 
-def test_machine_that_dies_is_an_internal_error(region: Client) -> None:
+def test_virtual_machine_that_dies_is_an_internal_error(region: Client) -> None:
     before = set(region.machines())
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
@@ -412,7 +423,7 @@ def test_machine_that_dies_is_an_internal_error(region: Client) -> None:
     assert region.becomes(instance_id, "terminated")
 
 
-def test_base_image_is_found_as_debians_is(region: Client) -> None:
+def test_filters_for_debians_images_find_the_base_image(region: Client) -> None:
     filters = [{"Name": "name", "Values": ["debian-12-amd64-*"]}, {"Name": "architecture", "Values": ["x86_64"]}]
     images = region.aws().describe_images(Owners=["136693071363"], Filters=filters)["Images"]
     assert [image["RootDeviceName"] for image in images] == ["/dev/xvda"]
@@ -437,10 +448,10 @@ def test_second_region_is_refused_and_up_says_so(region: Client) -> None:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    """A region of one test's own."""
-    made = Client(tmp_path)
-    yield made
-    made.end()
+    """A region for one test."""
+    started = Client(tmp_path)
+    yield started
+    started.end()
 
 
 def test_killed_region_leaves_no_process_and_the_next_cleans_up(client: Client) -> None:
@@ -471,7 +482,7 @@ def test_region_ends_on_each_signal_even_if_it_was_started_with_it_ignored(
 
 @pytest.fixture
 def ignored() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP are ignored, and inherited so, as in a background job of a script."""
+    """Ignore SIGINT, SIGTERM and SIGHUP, which children inherit, as in a background job of a script."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP}
     yield
     for number, handler in before.items():
@@ -479,7 +490,7 @@ def ignored() -> Iterator[None]:
 
 
 def signals(pid: int, field: str) -> int:
-    """A set of signals of a process, as a bit mask (proc_pid_status(5))."""
+    """Return a set of signals of a process as a bit mask (proc_pid_status(5))."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1], 16)
 
@@ -494,8 +505,8 @@ print("running", flush=True)
 """
 
 
-class Runs:
-    """Starts `run` with a program that has an instance running and then does ``then``; leaves nothing of it."""
+class RunCommands:
+    """Starts `run` commands with a program that launches an instance and then executes ``then``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -510,7 +521,7 @@ class Runs:
         return process
 
     def end(self) -> None:
-        """Kill what is left: the command is in the group of `run`, the region ends with it."""
+        """Kill all that is left: the program is in the process group of `run`, and the region ends with it."""
         for process in self.started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -518,14 +529,15 @@ class Runs:
 
 
 @pytest.fixture
-def run_command(tmp_path: Path) -> Iterator[Runs]:
-    runs = Runs(tmp_path)
+def run_command(tmp_path: Path) -> Iterator[RunCommands]:
+    """Start `run` commands, and kill what is left of them after the test."""
+    runs = RunCommands(tmp_path)
     yield runs
     runs.end()
     assert wait_for(lambda: not processes(str(tmp_path)), 10)
 
 
-def test_run_gives_the_command_a_region_and_takes_it_away(tmp_path: Path, run_command: Runs) -> None:
+def test_run_starts_a_region_for_the_command_and_ends_it(tmp_path: Path, run_command: RunCommands) -> None:
     process = run_command("sys.exit(7)")
     assert process.communicate(timeout=120)[0] == "running\n"
     assert process.returncode == 7
@@ -533,11 +545,11 @@ def test_run_gives_the_command_a_region_and_takes_it_away(tmp_path: Path, run_co
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "region.log"]
 
 
-def interrupted(tmp_path: Path, process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send a signal to a `run` whose instance runs, and look what is left."""
+def assert_nothing_left_after(tmp_path: Path, process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal to a `run` with a running instance, and check that nothing is left."""
     assert process.stdout
     assert process.stdout.readline() == "running\n"
-    assert processes(str(tmp_path)), "there is something to leave behind"
+    assert processes(str(tmp_path)), "the region has no process that could be left behind"
     # Ctrl-C reaches the command too
     (os.killpg if number in (signal.SIGINT, signal.SIGKILL) else os.kill)(process.pid, number)
     assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
@@ -546,18 +558,20 @@ def interrupted(tmp_path: Path, process: subprocess.Popen[str], number: signal.S
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_interrupted_or_killed_run_leaves_no_process(tmp_path: Path, run_command: Runs, number: signal.Signals) -> None:
-    interrupted(tmp_path, run_command("time.sleep(600)"), number)
+def test_interrupted_or_killed_run_leaves_no_process(
+    tmp_path: Path, run_command: RunCommands, number: signal.Signals
+) -> None:
+    assert_nothing_left_after(tmp_path, run_command("time.sleep(600)"), number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_run_ends_on_each_signal_even_if_it_was_started_with_it_ignored(
-    tmp_path: Path, ignored: None, run_command: Runs, number: signal.Signals
+    tmp_path: Path, ignored: None, run_command: RunCommands, number: signal.Signals
 ) -> None:
-    interrupted(tmp_path, run_command("time.sleep(600)"), number)
+    assert_nothing_left_after(tmp_path, run_command("time.sleep(600)"), number)
 
 
-def test_run_passes_a_signal_on_that_it_alone_received(run_command: Runs) -> None:
+def test_run_forwards_a_signal_that_only_it_received(run_command: RunCommands) -> None:
     process = run_command(
         "import signal; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); print('waiting', flush=True); time.sleep(600)"
     )
@@ -568,7 +582,7 @@ def test_run_passes_a_signal_on_that_it_alone_received(run_command: Runs) -> Non
 
 
 def test_ctrl_c_reaches_the_command_once(tmp_path: Path) -> None:
-    """The terminal sends it to both; passed on as well, it would cut short the command's own end."""
+    """The terminal sends it to both; if `run` forwarded it too, it would interrupt the command's own shutdown."""
     count = "import signal, time\nseen = []\nsignal.signal(signal.SIGINT, lambda *_: seen.append(1))\nprint('waiting', flush=True)"
     count += "\nwhile not seen: time.sleep(0.1)\ntime.sleep(1)\nprint('seen', len(seen), flush=True)"
     command = [sys.executable, "-m", "localcloud", "run", "--port", "0", "--", sys.executable, "-c", count]
@@ -586,7 +600,7 @@ def test_ctrl_c_reaches_the_command_once(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-        os.close(keyboard)  # hangs the terminal up, which ends what is left on it
+        os.close(keyboard)  # closes the terminal, which ends the processes left on it
         os.close(terminal)
 
 
@@ -616,8 +630,8 @@ def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
     assert done.stderr == "localcloud: LOCALCLOUD_VCPUS: found 'many', allowed is a whole number from 1\n"
 
 
-def test_status_cuts_nothing(region: Client) -> None:
-    """However narrow the terminal: ids and commands are there to be copied."""
+def test_status_truncates_nothing(region: Client) -> None:
+    """Ids and commands can be copied however narrow the terminal is."""
     tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "a-machine-with-quite-a-long-name-in-it"}]}]
     instance_id = region.run(TagSpecifications=tags, InstanceMarketOptions={"MarketType": "spot"})
     assert region.becomes(instance_id, "running")
@@ -650,7 +664,7 @@ def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> 
     assert not (tmp_path / "state").exists()
 
 
-def test_run_of_a_program_that_is_not_there_starts_no_region(tmp_path: Path) -> None:
+def test_run_of_a_missing_program_starts_no_region(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "localcloud", "run", "--", "no-such-program"]
     done = subprocess.run(command, cwd=ROOT, env=settings(tmp_path), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "localcloud: run: no-such-program: found no such program\n")

@@ -1,4 +1,4 @@
-"""Volumes and snapshots hold exactly the bytes that were written: checked from outside with QEMU's own tools."""
+"""Volumes and snapshots hold exactly the bytes that were written, checked with QEMU's own tools."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ MIB = 1 << 20
 
 
 def write(path: Path, pattern: int, offset: int, length: int) -> None:
+    """Write bytes of one value to a volume with QEMU's own tool."""
     command = f"write -P {pattern} {offset} {length}"
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, str(path)], check=True, capture_output=True)
 
 
 def content(path: Path, offset: int, length: int) -> bytes:
-    """Bytes of a volume as QEMU reads them; all of it goes to a sparse file first."""
+    """Return bytes of a volume as QEMU reads them, through a sparse copy."""
     raw = path.with_suffix(".check")
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(raw)], check=True)
     with raw.open("rb") as file:
@@ -29,12 +30,13 @@ def content(path: Path, offset: int, length: int) -> bytes:
 
 @pytest.fixture
 def disks(tmp_path: Path) -> Disks:
+    """The disks of a new region."""
     return Disks(tmp_path / "region")
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A raw disk of 3 MiB: 1, nothing, 3."""
+    """A raw disk of 3 MiB: ones, a hole, threes."""
     path = tmp_path / "base.raw"
     with path.open("wb") as file:
         file.write(b"\x01" * MIB)
@@ -43,19 +45,19 @@ def base(tmp_path: Path) -> Path:
     return path
 
 
-def test_volume_has_the_bytes_of_its_snapshot_and_zeros_behind(disks: Disks, base: Path) -> None:
+def test_volume_has_the_bytes_of_its_snapshot_followed_by_zeros(disks: Disks, base: Path) -> None:
     disks.import_snapshot("snap-1", base)
     volume = disks.create_volume("vol-1", 1, "snap-1")
     assert content(volume, 0, 3 * MIB) == base.read_bytes()
     assert content(volume, 3 * MIB, MIB) == bytes(MIB)
 
 
-def test_taking_a_disk_into_use_copies_nothing(disks: Disks, base: Path) -> None:
+def test_importing_a_disk_copies_nothing(disks: Disks, base: Path) -> None:
     disks.import_snapshot("snap-1", base)
     assert disks.snapshot("snap-1").samefile(base)
 
 
-def test_snapshot_keeps_the_moment_and_the_base_its_bytes(disks: Disks, base: Path) -> None:
+def test_snapshot_keeps_its_moment_and_the_base_its_bytes(disks: Disks, base: Path) -> None:
     before = base.read_bytes()
     disks.import_snapshot("snap-1", base)
     volume = disks.create_volume("vol-1", 1, "snap-1")
@@ -70,7 +72,7 @@ def test_snapshot_keeps_the_moment_and_the_base_its_bytes(disks: Disks, base: Pa
     assert base.read_bytes() == before
 
 
-def test_deleted_snapshot_lives_on_in_its_volume(disks: Disks, base: Path) -> None:
+def test_volume_keeps_the_content_of_a_deleted_snapshot(disks: Disks, base: Path) -> None:
     disks.import_snapshot("snap-1", base)
     expected = base.read_bytes()
     volume = disks.create_volume("vol-1", 1, "snap-1")
@@ -87,7 +89,7 @@ def test_deleted_volume_leaves_no_file(disks: Disks, base: Path, tmp_path: Path)
     assert disks.snapshot("snap-1").exists()
 
 
-def test_blocks_put_are_the_blocks_read(disks: Disks) -> None:
+def test_written_blocks_are_read_back(disks: Disks) -> None:
     disks.open_snapshot("snap-1", 1)
     disks.write_block("snap-1", 3, b"\x07" * BLOCK)
     disks.write_block("snap-1", 2047, b"\x08" * BLOCK)
@@ -99,7 +101,7 @@ def test_blocks_put_are_the_blocks_read(disks: Disks) -> None:
     assert content(volume, 3 * BLOCK, BLOCK) == b"\x07" * BLOCK
 
 
-def test_block_behind_the_end_of_a_short_disk_is_zeros(disks: Disks, base: Path) -> None:
+def test_block_beyond_the_end_of_a_short_disk_is_zeros(disks: Disks, base: Path) -> None:
     disks.import_snapshot("snap-1", base)
     assert disks.read_block("snap-1", 100) == bytes(BLOCK)
 

@@ -290,7 +290,7 @@ def test_what_the_instance_is_given(account: Account, tmp_path: Path) -> None:
     account.client("ec2").run_instances(ImageId=account.image, MinCount=1, MaxCount=1, TagSpecifications=tags)
     done = account.play(str(path))
     assert done.returncode != 0
-    assert "2 machines are tagged umccr.pcgr: pcgr" in lines(done)
+    assert "found 2 instances tagged umccr.pcgr=pcgr" in lines(done)
     assert f"Instance {instance} (" in lines(done) and "keeps running and is billed" in lines(done), done.stdout
 
 

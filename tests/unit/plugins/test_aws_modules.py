@@ -1,16 +1,20 @@
-"""Modules aws_owned_info, ec2_machine and bucket_events against a look-alike of AWS."""
+"""Modules aws_owned_info, ec2_instance and s3_queue_notification against a look-alike of AWS."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
+import yaml
 from moto import mock_aws
 
+from support import ROOT
 from support.module_runner import load, run
+from umccr_pcgr.client import status
 
 REGION = "ap-southeast-2"
 SUFFIXES = ["-somatic.tar.gz", "-normal.tar.gz"]
@@ -40,98 +44,98 @@ def image() -> str:
     return found
 
 
-def machine(**more: Any) -> dict[str, Any]:
+def managed(**more: Any) -> dict[str, Any]:
     return run(
         "ec2_instance",
         **({"name": "demo", "region": REGION, "image": image(), "instance_type": "m5.xlarge", "volume_gb": 20} | more),
     )
 
 
-def instance(answer: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = ec2().describe_instances(InstanceIds=[answer["machine"]["id"]])["Reservations"][0][
+def described(answer: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = ec2().describe_instances(InstanceIds=[answer["instance"]["id"]])["Reservations"][0][
         "Instances"
     ][0]
     return found
 
 
-def test_machine_is_launched_once_and_found_again() -> None:
-    first = machine()
+def test_instance_is_launched_once_and_found_again() -> None:
+    first = managed()
     assert first["changed"] is True, first
-    second = machine()
+    second = managed()
     assert second["changed"] is False
-    assert second["machine"] == first["machine"]
+    assert second["instance"] == first["instance"]
 
 
-def test_machine_ends_itself_and_guards_its_credentials() -> None:
-    found = machine(spot=True, volume_gb=50)
+def test_instance_terminates_itself_and_guards_its_credentials() -> None:
+    found = managed(spot=True, volume_gb=50)
     attribute = ec2().describe_instance_attribute(
-        InstanceId=found["machine"]["id"], Attribute="instanceInitiatedShutdownBehavior"
+        InstanceId=found["instance"]["id"], Attribute="instanceInitiatedShutdownBehavior"
     )
     assert attribute["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
-    options = instance(found)["MetadataOptions"]
+    options = described(found)["MetadataOptions"]
     assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 1)
-    assert instance(found)["InstanceLifecycle"] == "spot"
-    assert found["machine"]["spot"] is True
+    assert described(found)["InstanceLifecycle"] == "spot"
+    assert found["instance"]["spot"] is True
     volume = ec2().describe_volumes()["Volumes"][0]
     assert (volume["Size"], volume["Encrypted"]) == (50, True)
 
 
-def test_data_volume_is_blank_or_of_a_snapshot_and_ends_with_the_machine() -> None:
-    assert machine(name="none")["machine"]["data_volume"] is None
-    blank = machine(name="blank", data_volume_gb=7)
-    (volume,) = ec2().describe_volumes(VolumeIds=[blank["machine"]["data_volume"]])["Volumes"]
+def test_data_volume_is_blank_or_of_a_snapshot_and_is_deleted_with_the_instance() -> None:
+    assert managed(name="none")["instance"]["data_volume"] is None
+    blank = managed(name="blank", data_volume_gb=7)
+    (volume,) = ec2().describe_volumes(VolumeIds=[blank["instance"]["data_volume"]])["Volumes"]
     assert (volume["Size"], volume["Encrypted"], volume["VolumeType"]) == (7, True, "gp3")
-    assert all(device["Ebs"]["DeleteOnTermination"] for device in instance(blank)["BlockDeviceMappings"])
-    assert machine(name="blank")["machine"] == blank["machine"]
+    assert all(device["Ebs"]["DeleteOnTermination"] for device in described(blank)["BlockDeviceMappings"])
+    assert managed(name="blank")["instance"] == blank["instance"]
     snapshot = ec2().create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"]
-    filled = machine(name="filled", data_snapshot=snapshot)
-    (volume,) = ec2().describe_volumes(VolumeIds=[filled["machine"]["data_volume"]])["Volumes"]
+    filled = managed(name="filled", data_snapshot=snapshot)
+    (volume,) = ec2().describe_volumes(VolumeIds=[filled["instance"]["data_volume"]])["Volumes"]
     assert (volume["Size"], volume["SnapshotId"]) == (7, snapshot)
 
 
 def test_on_demand_is_not_spot() -> None:
-    assert machine()["machine"]["spot"] is False
+    assert managed()["instance"]["spot"] is False
 
 
-def test_stopped_machine_is_started() -> None:
-    first = machine()
-    ec2().stop_instances(InstanceIds=[first["machine"]["id"]])
-    again = machine()
+def test_stopped_instance_is_started() -> None:
+    first = managed()
+    ec2().stop_instances(InstanceIds=[first["instance"]["id"]])
+    again = managed()
     assert again["changed"] is True
-    assert again["machine"]["id"] == first["machine"]["id"]
+    assert again["instance"]["id"] == first["instance"]["id"]
 
 
-def test_ended_machine_is_replaced() -> None:
-    first = machine()
-    ec2().terminate_instances(InstanceIds=[first["machine"]["id"]])
-    assert machine()["machine"]["id"] != first["machine"]["id"]
+def test_terminated_instance_is_replaced() -> None:
+    first = managed()
+    ec2().terminate_instances(InstanceIds=[first["instance"]["id"]])
+    assert managed()["instance"]["id"] != first["instance"]["id"]
 
 
-def test_machine_of_another_name_is_not_touched() -> None:
-    other = machine(name="other")
-    answer = machine(name="demo", state="absent")
+def test_instance_of_another_name_is_not_touched() -> None:
+    other = managed(name="other")
+    answer = managed(name="demo", state="absent")
     assert answer["changed"] is False
-    assert instance(other)["State"]["Name"] == "running"
-    assert machine(name="other", state="absent")["ended"] == [other["machine"]["id"]]
+    assert described(other)["State"]["Name"] == "running"
+    assert managed(name="other", state="absent")["terminated"] == [other["instance"]["id"]]
 
 
-def test_two_machines_are_not_guessed_between() -> None:
-    first = machine()
+def test_two_instances_are_not_guessed_between() -> None:
+    first = managed()
     tags = [{"ResourceType": "instance", "Tags": [{"Key": "umccr.pcgr", "Value": "demo"}]}]
     ec2().run_instances(ImageId=image(), MinCount=1, MaxCount=1, TagSpecifications=tags)
-    answer = machine()
+    answer = managed()
     assert answer["failed"]
-    assert first["machine"]["id"] in answer["msg"]
+    assert first["instance"]["id"] in answer["msg"]
 
 
 def test_check_mode_launches_nothing() -> None:
-    answer = machine(check=True)
+    answer = managed(check=True)
     assert answer["changed"] is True
     assert ec2().describe_instances()["Reservations"] == []
 
 
 def test_unknown_image_is_one_line() -> None:
-    answer = machine(image="ami-00000000000000000")
+    answer = managed(image="ami-00000000000000000")
     assert answer["failed"]
     assert "ami-00000000000000000" in answer["msg"]
 
@@ -323,3 +327,40 @@ def test_price_list_entry() -> None:
     dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "0.2400000000"}}
     product = {"terms": {"OnDemand": {"A.B": {"priceDimensions": {"A.B.C": dimension}}}}}
     assert load("modules.ec2_instance").listed_price(json.dumps(product)) == 0.24
+
+
+def test_events_show_their_difference(queue_arn: str) -> None:
+    queue = {"queue": queue_arn, "events": ["s3:ObjectCreated:*"], "filter": {"suffix": "-somatic.tar.gz"}}
+    wanted = {"umccr-pcgr-somatic": queue}
+    assert "diff" not in events(queue_arn, check=True)
+    asked = {"suffixes": ["-somatic.tar.gz"], "_ansible_diff": True}
+    for check in (True, False):
+        assert events(queue_arn, check=check, **asked)["diff"] == {"before": {}, "after": wanted}
+    assert events(queue_arn, **asked)["diff"] == {"before": wanted, "after": wanted}
+    assert events(queue_arn, state="absent", **asked)["diff"] == {"before": wanted, "after": {}}
+
+
+def test_the_tag_is_the_same_wherever_it_is_named() -> None:
+    """The inventory cannot import it, and the client must work without the collection."""
+    tag = load("module_utils._aws_client").TAG
+    assert owned()["tags"] == {tag: "demo"}
+    assert tag == status.TAG
+    inventory = yaml.safe_load((ROOT / "inventory/aws_ec2.yml").read_text())
+    assert inventory["filters"]["tag-key"] == tag
+    assert inventory["compose"]["aws_name"] == f"tags['{tag}']"
+    for path in [
+        *ROOT.glob("roles/*/tasks/*.yml"),
+        *ROOT.glob("roles/*/vars/*.yml"),
+        *ROOT.glob("plugins/modules/*.py"),
+    ]:
+        literal = re.compile(rf"""['"]{re.escape(tag)}['"]|{re.escape(tag)}=""")
+        assert not literal.search(path.read_text()), path
+
+
+def test_the_action_group_has_every_aws_module() -> None:
+    *ours, extended = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]["aws"]
+    modules = [path for path in ROOT.glob("plugins/modules/*.py") if "AnsibleAWSModule" in path.read_text()]
+    assert sorted(ours) == sorted(path.stem for path in modules)
+    assert extended == {"metadata": {"extend_group": ["amazon.aws.aws", "community.aws.aws"]}}
+    for path in modules:
+        assert "  - umccr.pcgr.aws\n" in path.read_text(), f"{path.name}: does not document the group"

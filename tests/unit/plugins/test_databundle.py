@@ -43,7 +43,7 @@ def test_second_run_downloads_nothing_and_changes_nothing(mirror: Mirror, tmp_pa
     mirror.requests.clear()
     answer = bring(tmp_path, mirror)
     assert answer["changed"] is False
-    assert {name for name, _ in mirror.requests} == {"SHA256SUMS"}
+    assert {name for name, _unused in mirror.requests} == {"SHA256SUMS"}
     assert tree(tmp_path) == before
 
 

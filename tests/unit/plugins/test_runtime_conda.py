@@ -39,7 +39,7 @@ class Site:
         site = self
 
         class Handler(SimpleHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, *_unused: Any) -> None:
                 site.requests.append(self.path)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(self.mirror)))
@@ -347,7 +347,7 @@ def test_killed_at_any_moment_it_leaves_the_old_runtime_in_use_or_the_new_one(si
     arguments = site.arguments(locks=locks)
     seen = set()
     chance = random.Random(1)  # the moments are others on every machine all the same
-    for _ in range(20):
+    for _unused in range(20):
         shutil.rmtree(second, ignore_errors=True)
         shutil.rmtree(site.folder / "opt" / f".packages-{Path(second).name}", ignore_errors=True)
         write_record(site, first)

@@ -102,7 +102,7 @@ def test_tag_that_moves_is_refused(docker: Path, tmp_path: Path) -> None:
     assert record(tmp_path)["digest"] == DIGEST
     images(docker, {})
     (docker / "registry").write_text(OTHER)
-    for _ in range(2):  # the second time the moved image is here already
+    for _unused in range(2):  # the second time the moved image is here already
         told = provide(tmp_path)["msg"]
         assert "sha256 is bbb" in told
         assert str(tmp_path / "lib/checksums.json") in told
@@ -221,7 +221,7 @@ def test_loaded_image_stays_when_the_mirror_is_gone(docker: Path, tmp_path: Path
 def test_check_mode_with_and_without_docker(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = mirror(tmp_path, f"{REFERENCE} {ID}\n")
     assert provide(tmp_path, check=True, **source)["changed"] is True
-    monkeypatch.setattr(load("modules.runtime_image").AnsibleModule, "get_bin_path", lambda *_: None)
+    monkeypatch.setattr(load("modules.runtime_image").AnsibleModule, "get_bin_path", lambda *_unused: None)
     assert provide(tmp_path, check=True, **source)["changed"] is True
     assert "umccr.pcgr.docker" in provide(tmp_path, **source)["msg"]
     assert not (tmp_path / "etc").exists()

@@ -56,7 +56,7 @@ class Registry:
 
             do_HEAD = do_GET
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, *_unused: Any) -> None:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

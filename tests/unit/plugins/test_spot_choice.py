@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import NO_CAP, NO_CAPACITY, Choice, Wish, choose
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import (
+    NO_CAP,
+    NO_CAPACITY,
+    Choice,
+    Request,
+    choose,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.estimate import Work, cost_per_sample, prior
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import from_records
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import Life, SpotError, parse_time, stamp
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import InstanceRun, SpotError, parse_time, stamp
 
 from support.spot import change
 
@@ -20,13 +26,13 @@ DAY = 24 * 3600.0
 Price = tuple[str, str, float] | tuple[str, str, float, float]  # zone, type, price, days ago (else 200)
 
 
-def chosen(prices: list[Price], evidence: Evidence | None = None, **wish: Any) -> Choice:
+def chosen(prices: list[Price], evidence: Evidence | None = None, **request: Any) -> Choice:
     found = [change(zone, kind, price, stamp(NOW - (more[0] if more else 200) * DAY)) for zone, kind, price, *more in prices]  # fmt: skip
-    return choose([from_records(found)], evidence or Evidence(), Wish(**wish), NOW)
+    return choose([from_records(found)], evidence or Evidence(), Request(**request), NOW)
 
 
-def life(zone: str, kind: str, hours: float, *, lost: bool = False, market: str = "spot") -> Life:
-    return Life("i", "demo", kind, zone, market, NOW - hours * 3600, NOW, interrupted=lost, over=True, usd_per_hour=None)  # fmt: skip
+def instance_run(zone: str, kind: str, hours: float, *, lost: bool = False, market: str = "spot") -> InstanceRun:
+    return InstanceRun("i", "demo", kind, zone, market, NOW - hours * 3600, NOW, interrupted=lost, over=True, usd_per_hour=None)  # fmt: skip
 
 
 def order(choice: Choice) -> list[tuple[str, str]]:
@@ -83,13 +89,13 @@ def test_the_odds_asked_for_are_met_on_average() -> None:
 def test_zones_named_by_id_take_region_and_score_from_elsewhere() -> None:
     evidence = Evidence(on_demand={(REGION, "m5.large"): 0.5}, scores={"apse2-az1": 4})
     history = from_records([change("apse2-az1", "m5.large", 0.1, stamp(NOW - 9 * DAY)) | {"AvailabilityZoneId": "apse2-az1"}])  # fmt: skip
-    [row] = choose([history], evidence, Wish(regions=(REGION,)), NOW).rows
+    [row] = choose([history], evidence, Request(regions=(REGION,)), NOW).rows
     assert (row.on_demand, row.score, row.pool.zone_id) == (0.5, 4, "apse2-az1")
 
 
 def test_nothing_to_choose_from_is_told() -> None:
     with pytest.raises(SpotError, match="the price history is empty"):
-        choose([], Evidence(), Wish(), NOW)
+        choose([], Evidence(), Request(), NOW)
     with pytest.raises(SpotError, match=r"has a5.large, a6.large$"):
         chosen([(A, f"a{number}.large", 0.1) for number in (5, 6)], types=("x1.large",))
     with pytest.raises(SpotError, match=r"has a1.x, a2.x, a3.x, a4.x, a5.x, a6.x, …$"):
@@ -98,8 +104,8 @@ def test_nothing_to_choose_from_is_told() -> None:
 
 def test_own_machines_count_where_they_ran() -> None:
     prices: list[Price] = [(A, "m5.large", 0.1), (B, "m5.large", 0.1)]
-    lives = [life(A, "m5.large", 30), life(A, "m5.large", 9, lost=True), life(A, "m5.large", 500, lost=True, market="on-demand")]  # fmt: skip
-    evidence = Evidence(lives=lives, sample_hours=[1, 2, 9])
+    runs = [instance_run(A, "m5.large", 30), instance_run(A, "m5.large", 9, lost=True), instance_run(A, "m5.large", 500, lost=True, market="on-demand")]  # fmt: skip
+    evidence = Evidence(runs=runs, sample_hours=[1, 2, 9])
     found = chosen(prices, evidence)
     assert (found.work.hours, found.sample_from) == (2, "median of 3 samples in our own log")
     assert chosen(prices, evidence, sample_hours=5.0).work.hours == 5
@@ -108,16 +114,16 @@ def test_own_machines_count_where_they_ran() -> None:
     assert all_ours
     assert by_zone[B].hazard == all_ours.interval()
     assert by_zone[A].hazard == all_ours.updated(1, 39).interval()
-    assert by_zone[B].rests_on == ["price 90 d", "all our machines", "no on-demand price"]
-    assert by_zone[A].rests_on == ["price 90 d", "all our machines", "own 39 h, 1 lost", "no on-demand price"]
+    assert by_zone[B].rests_on == ["price 90 d", "all our instances", "no on-demand price"]
+    assert by_zone[A].rests_on == ["price 90 d", "all our instances", "own 39 h, 1 interrupted", "no on-demand price"]
 
 
 def test_the_pools_own_survival_curve_needs_enough_losses_and_lives_as_long() -> None:
-    others = [life(B, "m5.large", 50), life(A, "m5.large", 50, market="on-demand")]
+    others = [instance_run(B, "m5.large", 50), instance_run(A, "m5.large", 50, market="on-demand")]
 
     def odds(losses: int, hours: float) -> float:
-        lives = [life(A, "m5.large", 2 + number % 2, lost=True) for number in range(losses)]
-        evidence = Evidence(lives=lives + others)
+        runs = [instance_run(A, "m5.large", 2 + number % 2, lost=True) for number in range(losses)]
+        evidence = Evidence(runs=runs + others)
         [row] = chosen([(A, "m5.large", 0.1)], evidence, sample_hours=hours).rows
         assert row.uninterrupted
         return row.uninterrupted.mean
@@ -130,15 +136,15 @@ def test_the_pools_own_survival_curve_needs_enough_losses_and_lives_as_long() ->
 
 def test_the_cap() -> None:
     prices: list[Price] = [(A, "m5.large", 0.1), (A, "m5.large", 0.3, 2.5), (A, "m5.large", 0.1, 2)]
-    wish = {"cap": 0.2, "sample_hours": 24.0, "days": 4.0}
-    found = chosen(prices, **wish)
+    request = {"cap": 0.2, "sample_hours": 24.0, "days": 4.0}
+    found = chosen(prices, **request)
     [row] = found.rows
     assert (row.windows, types(found)) == (4, ["m5.large"])  # a sample a day, in four days
     assert row.below_cap and row.below_cap.mean == 0.75
-    assert "the cap would have ended machines in 1 of 1 pools at times when no cap would have" in found.notes
-    assert chosen(prices, **wish, work=Work(1, deadline=48.0)).rows[0].windows == 2
+    assert "the cap would have terminated instances in 1 of 1 pools at times when no cap would have" in found.notes
+    assert chosen(prices, **request, work=Work(1, deadline=48.0)).rows[0].windows == 2
     steady = chosen([(A, "m5.large", 0.2), (B, "m5.large", 0.3)], cap=0.2)
-    assert any("machines in 0 of 2 pools" in note for note in steady.notes)
+    assert any("instances in 0 of 2 pools" in note for note in steady.notes)
     assert types(steady) == ["m5.large"]
     assert (steady.as_json()["maximum_price"], steady.as_json()["maximum_price_because"]) == (0.2, "as asked")
     free = chosen([(A, "m5.large", 0.2)])

@@ -13,8 +13,8 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._spot.estimate import (
     Work,
     batch_odds,
     cost_per_sample,
+    instance_hours,
     kaplan_meier,
-    machine_hours,
     prior,
     wilson,
 )
@@ -28,11 +28,13 @@ __all__ = ["advisor", "demand", "history"]  # fixtures
 
 def test_hours_billed_as_in_the_textbook() -> None:
     rate, work = 0.1, Work(hours=4, overhead=0.5, losses=400)
-    spot, on_demand = machine_hours(rate, work)
+    spot, on_demand = instance_hours(rate, work)
     assert spot == pytest.approx((1 / rate + work.overhead) * math.expm1(rate * work.hours))
     assert on_demand == pytest.approx(0)
-    assert machine_hours(0.0, work) == (4, 0)
-    assert machine_hours(1000.0, work._replace(losses=2)) == pytest.approx((2 / 1000 + 0.5, 4.5))  # always lost at once
+    assert instance_hours(0.0, work) == (4, 0)
+    assert instance_hours(1000.0, work._replace(losses=2)) == pytest.approx(
+        (2 / 1000 + 0.5, 4.5)
+    )  # always lost at once
 
 
 def test_hours_billed_as_simulated() -> None:
@@ -50,7 +52,7 @@ def test_hours_billed_as_simulated() -> None:
             demand = work.hours + work.overhead
         spot.append(hours)
         on_demand.append(demand)
-    found = machine_hours(rate, work)
+    found = instance_hours(rate, work)
     assert found[0] == pytest.approx(np.mean(spot), rel=0.01)
     assert found[1] == pytest.approx(np.mean(on_demand), rel=0.02)
 
@@ -59,7 +61,7 @@ def test_intervals_hold_what_they_say() -> None:
     """Of pools whose true rate is drawn from the prior, nine of ten lie in the interval after some hours of record."""
     chance, inside = np.random.default_rng(2), 0
     start = Hazard(0.5, 50)
-    for _ in range(2000):
+    for _unused in range(2000):
         rate = chance.gamma(start.shape, 1 / start.rate)
         found = start.updated(int(chance.poisson(rate * 100)), 100).interval()
         inside += found.low <= rate <= found.high
@@ -130,10 +132,10 @@ def test_costs_and_batches() -> None:
 
 def test_strategies_see_the_past_only() -> None:
     """What comes later, prices and losses alike, changes no decision."""
-    world, other = (spot_backtest.world("calm", 1) for _ in range(2))
+    world, other = (spot_backtest.world("calm", 1) for _unused in range(2))
     now = 30 * 24.0
     other.history.price[other.history.time > now * HOUR] = 99.0
-    other.losses = [np.array([now + 0.1]) for _ in other.losses]
+    other.interruptions = [np.array([now + 0.1]) for _unused in other.interruptions]
     for name, strategy in spot_backtest.STRATEGIES.items():
         picks = [strategy(spot_backtest.State(one, np.random.default_rng(1)), now) for one in (world, other)]
         assert picks[0] == picks[1], name
@@ -143,7 +145,9 @@ def test_a_sample_is_played_as_told() -> None:
     world = spot_backtest.world("calm", 1)
     world.history.price[:] = 0.1
     world.evidence.on_demand = dict.fromkeys(world.evidence.on_demand, 0.2)
-    world.losses = [np.array([100.0 + 1.0]) for _ in world.losses]  # every machine is lost after one hour
+    world.interruptions = [
+        np.array([100.0 + 1.0]) for _unused in world.interruptions
+    ]  # every machine is lost after one hour
     state = spot_backtest.State(world, np.random.default_rng(1))
     found = spot_backtest.play(state, lambda _state, _now: (0, 0.75), 100.0)
     need = spot_backtest.OVERHEAD + spot_backtest.SAMPLE
@@ -151,7 +155,7 @@ def test_a_sample_is_played_as_told() -> None:
     assert (found.hours, found.wasted) == (pytest.approx(1 + need), pytest.approx(1))
     assert found.forecasts == [(0.75, False), (0.75, True)]
     assert found.regret == pytest.approx(found.cost - 0.2 * need)  # nothing on spot would have lasted
-    assert [life.interrupted for life in state.lives] == [True, False]
+    assert [run.interrupted for run in state.runs] == [True, False]
 
 
 def test_reliability_bins() -> None:

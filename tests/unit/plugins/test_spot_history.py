@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import history as spot_history
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import legacy as spot_legacy
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot import reader as spot_reader
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import History, Pool
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError, parse_time
 from hypothesis import HealthCheck, given, settings
@@ -203,16 +204,16 @@ def test_both_ways_of_reading_agree(
     document = {"SpotPriceHistory": records, "Recorded": [{"a": "}{"}]}
     path.write_text(json.dumps(records if bare else document, indent=indent))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spot_history, "CHUNK", chunk * 104)  # records are cut everywhere
-        found = spot_history.read_history(str(path))
-    assert same(found, spot_history._read_any(path.read_bytes(), "x"))
+        patch.setattr(spot_reader, "CHUNK", chunk * 104)  # records are cut everywhere
+        found = spot_reader.read_history(str(path))
+    assert same(found, spot_reader._read_any(path.read_bytes(), "x"))
     assert same(found, spot_history.from_records(records))
     assert found.extra == ({} if bare else {"Recorded": [{"a": "}{"}]})
 
 
 def columns(path: Path) -> Any:
     with path.open("rb", buffering=0) as file:
-        return spot_history._Columns(file).read()
+        return spot_reader._Columns(file).read()
 
 
 @pytest.mark.parametrize("end", ["Z", ".000Z", "+00:00"])
@@ -249,7 +250,7 @@ def test_what_is_not_regular_is_left_to_the_parser(tmp_path: Path, what: str, pl
     records.insert(place, records.pop())
     path = tmp_path / "h.json"
     path.write_text(json.dumps({"SpotPriceHistory": records}))
-    with pytest.raises(spot_history._Irregular):
+    with pytest.raises(spot_reader._Irregular):
         columns(path)
 
 
@@ -263,7 +264,7 @@ def test_times_of_all_forms_are_the_same_moment(tmp_path: Path) -> None:
     ):
         path = tmp_path / "h.json"
         path.write_text(json.dumps({"SpotPriceHistory": [{**record(at, "0.05", ""), "Timestamp": text}]}))
-        assert list(spot_history.read_history(str(path)).time) == [at.replace(tzinfo=UTC).timestamp()]
+        assert list(spot_reader.read_history(str(path)).time) == [at.replace(tzinfo=UTC).timestamp()]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_what_is_no_history_is_told_in_one_line(tmp_path: Path, content: str, to
     path = tmp_path / "h.json"
     path.write_text(content)
     with pytest.raises(SpotError) as error:
-        spot_history.read_history(str(path))
+        spot_reader.read_history(str(path))
     assert str(error.value).startswith(f"{path}: ")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
@@ -295,7 +296,7 @@ def test_what_is_no_history_is_told_in_one_line(tmp_path: Path, content: str, to
 
 def test_a_file_that_is_not_there_is_told() -> None:
     with pytest.raises(SpotError, match=r"^/nowhere/h.json: No such file"):
-        spot_history.read_history("/nowhere/h.json")
+        spot_reader.read_history("/nowhere/h.json")
 
 
 def test_of_changes_in_one_second_the_last_counts_whatever_the_order_of_the_file(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_of_changes_in_one_second_the_last_counts_whatever_the_order_of_the_file
     for records in (newest_first, newest_first[::-1]):
         path = tmp_path / "h.json"
         path.write_text(json.dumps({"SpotPriceHistory": records}))
-        history = spot_history.read_history(str(path))
+        history = spot_reader.read_history(str(path))
         assert list(history.price) == [0.2, 0.3]
         assert spot_history.price_at(*history.series(0), parse_time("2026-01-01T12:00:00Z")) == 0.2
 
@@ -327,3 +328,15 @@ def test_bids() -> None:
     ):
         with pytest.raises(SpotError, match=r"^--bids: found"):
             spot_legacy.parse_bids(text)
+
+
+def test_without_numpy_the_missing_library_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    path.write_text('{"SpotPriceHistory": []}')
+    missing = ImportError("no", name="numpy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spot_history, "IMPORT_ERROR", missing)
+        patch.setattr(spot_reader, "IMPORT_ERROR", missing)
+        for make in (lambda: spot_history.from_records([]), lambda: spot_reader.read_history(str(path))):
+            with pytest.raises(SpotError, match="the Python library numpy is missing"):
+                make()

@@ -20,8 +20,8 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import E
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import (
     SpotError,
     append,
-    lives,
-    losses,
+    instance_runs,
+    interruptions_in_a_row,
     parse_time,
     read_log,
     spent_on_demand,
@@ -55,7 +55,7 @@ def ec2() -> Any:
     return boto3.client("ec2", region_name=REGION)
 
 
-def machine(**more: Any) -> dict[str, Any]:
+def managed(**more: Any) -> dict[str, Any]:
     image = ec2().describe_images()["Images"][0]["ImageId"]
     return run(
         "ec2_instance",
@@ -80,7 +80,7 @@ def events(path: Path) -> list[tuple[str, str]]:
 # ---- the fleet
 
 
-def test_a_machine_comes_from_the_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instance_comes_from_the_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     launch = load("module_utils._spot.launch")
     plain = launch.fleet
@@ -98,8 +98,8 @@ def test_a_machine_comes_from_the_pools(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(launch, "fleet", lambda client, *more: plain(Client(client), *more))
     log = tmp_path / "state/spot.jsonl"
-    answer = machine(pools=POOLS, log=str(log))
-    assert (answer["machine"]["type"], answer["machine"]["spot"]) == ("m6i.xlarge", True), answer
+    answer = managed(pools=POOLS, log=str(log))
+    assert (answer["instance"]["type"], answer["instance"]["spot"]) == ("m6i.xlarge", True), answer
     [arguments] = asked
     assert arguments["SpotOptions"]["AllocationStrategy"] == "price-capacity-optimized"
     assert arguments["Type"] == "instant"
@@ -110,7 +110,7 @@ def test_a_machine_comes_from_the_pools(tmp_path: Path, monkeypatch: pytest.Monk
     [launched] = read_log(str(log))
     assert (launched["market"], launched["type"], launched["name"]) == ("spot", "m6i.xlarge", "demo")
     assert launched["usd_per_hour"] == answer["usd_per_hour"] > 0
-    assert machine(pools=POOLS, log=str(log))["changed"] is False
+    assert managed(pools=POOLS, log=str(log))["changed"] is False
     assert [kind for kind, _machine in events(log)] == ["launched", "seen"]
 
 
@@ -140,7 +140,7 @@ def test_what_a_fleet_is_asked_for() -> None:
     assert client.asked["SpotOptions"]["InstanceInterruptionBehavior"] == "terminate"
     launch.fleet(client, {}, [{"type": f"t{number}", "zone": "z"} for number in range(400)], tag)
     assert len(client.overrides) == 300  # more are refused
-    client.create_fleet = lambda **_: 1 / 0  # type: ignore[method-assign]
+    client.create_fleet = lambda **_unused: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         launch.fleet(client, {}, POOLS, tag)
     assert client.deleted == "lt-1"
@@ -160,19 +160,19 @@ def test_no_capacity_is_told_or_falls_back(tmp_path: Path, monkeypatch: pytest.M
         return plain(self, operation, arguments)
 
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
-    failed = machine(pools=POOLS)
-    assert failed["msg"] == "no spot machine in any of 2 pools: InsufficientInstanceCapacity: none left"
+    failed = managed(pools=POOLS)
+    assert failed["msg"] == "no spot instance in any of 2 pools: InsufficientInstanceCapacity: none left"
     assert ec2().describe_launch_templates()["LaunchTemplates"] == []
     log = tmp_path / "spot.jsonl"
-    answer = machine(pools=POOLS, fallback_type="r5.xlarge", log=str(log))
-    assert (answer["machine"]["type"], answer["machine"]["spot"]) == ("r5.xlarge", False)
-    assert answer["fell_back"] == failed["msg"]
+    answer = managed(pools=POOLS, fallback_type="r5.xlarge", log=str(log))
+    assert (answer["instance"]["type"], answer["instance"]["spot"]) == ("r5.xlarge", False)
+    assert answer["fallback_reason"] == failed["msg"]
     assert read_log(str(log))[0]["market"] == "on-demand"
 
 
-def test_the_log_learns_what_became_of_machines(tmp_path: Path) -> None:
+def test_the_log_learns_what_became_of_instances(tmp_path: Path) -> None:
     log = tmp_path / "spot.jsonl"
-    ours = machine(pools=POOLS, log=str(log))["machine"]["id"]
+    ours = managed(pools=POOLS, log=str(log))["instance"]["id"]
     append(
         str(log), "launched", parse_time(NOW), machine="i-gone", type="m5.xlarge", zone="z", market="spot", name="demo"
     )
@@ -190,7 +190,7 @@ def test_the_log_learns_what_became_of_machines(tmp_path: Path) -> None:
     assert len(events(log)) == 3
     run("ec2_instance", name="demo", region=REGION, state="absent", log=str(log))
     assert events(log)[3:] == [("ended", "i-gone"), ("seen", ours), ("ended", ours)]
-    assert run("ec2_instance", name="demo", region=REGION, state="found", log=str(log))["machine"] == {}
+    assert run("ec2_instance", name="demo", region=REGION, state="found", log=str(log))["instance"] == {}
     assert len(events(log)) == 6
 
 
@@ -202,12 +202,12 @@ def test_an_interruption_is_told_from_an_end() -> None:
         state = "terminated"
         when = "Server.SpotInstanceTermination (2026-11-22 10:00:00 GMT)"
 
-        def describe_instances(self, **_: Any) -> Any:
+        def describe_instances(self, **_unused: Any) -> Any:
             state = {"State": {"Name": self.state}, "StateReason": {"Code": self.reason}}
             found = state | {"StateTransitionReason": self.when}
             return {"Reservations": [{"Instances": [found]}]}
 
-    def settled(path: Path, reason: str) -> dict[str, Any]:
+    def reconciled(path: Path, reason: str) -> dict[str, Any]:
         append(
             str(path),
             "launched",
@@ -219,16 +219,16 @@ def test_an_interruption_is_told_from_an_end() -> None:
             name="demo",
         )
         Client.reason = reason
-        launch.settle(Client(), str(path), "demo")
+        launch.reconcile(Client(), str(path), "demo")
         return read_log(str(path))[-1]
 
     with tempfile.TemporaryDirectory() as folder:
-        lost = settled(Path(folder) / "a", "Server.SpotInstanceTermination")
+        lost = reconciled(Path(folder) / "a", "Server.SpotInstanceTermination")
         assert (lost["event"], lost["time"]) == ("interrupted", parse_time("2026-11-22T10:00:00Z"))
-        assert settled(Path(folder) / "b", "Client.InstanceInitiatedShutdown")["event"] == "ended"
+        assert reconciled(Path(folder) / "b", "Client.InstanceInitiatedShutdown")["event"] == "ended"
         Client.state, Client.when = "shutting-down", "without a time"
         began = time.time()
-        ended = settled(Path(folder) / "c", "Client.InstanceInitiatedShutdown")
+        ended = reconciled(Path(folder) / "c", "Client.InstanceInitiatedShutdown")
         assert ended["event"] == "ended"
         assert ended["time"] > began - 1  # the log has milliseconds
 
@@ -236,12 +236,12 @@ def test_an_interruption_is_told_from_an_end() -> None:
 def test_a_launch_is_logged_with_market_and_price(tmp_path: Path) -> None:
     launch, log = load("module_utils._spot.launch"), str(tmp_path / "log")
     for spot, price in ((True, 0.5), (False, None)):
-        launch.launched(log, {"id": "i", "type": "t", "zone": "z", "spot": spot}, "demo", price)
+        launch.record_launch(log, {"id": "i", "type": "t", "zone": "z", "spot": spot}, "demo", price)
     found = [(one["market"], one["usd_per_hour"], one["zone"]) for one in read_log(log)]
     assert found == [("spot", 0.5, "z"), ("on-demand", None, "z")]
 
 
-def test_only_own_machines_that_may_live_are_looked_at(tmp_path: Path) -> None:
+def test_only_own_instances_that_may_live_are_looked_at(tmp_path: Path) -> None:
     log, seen, asked = str(tmp_path / "log"), round(time.time()) - 60, []
     for name, event in (("demo", "seen"), ("demo", "ended"), ("other", "seen")):
         machine = f"{name}-{event}"
@@ -253,7 +253,7 @@ def test_only_own_machines_that_may_live_are_looked_at(tmp_path: Path) -> None:
             asked.extend(one["Values"] for one in Filters)
             return {"Reservations": []}
 
-    load("module_utils._spot.launch").settle(Client(), log, "demo")
+    load("module_utils._spot.launch").reconcile(Client(), log, "demo")
     assert asked == [["demo-seen"]]
     last = json.loads(Path(log).read_text().splitlines()[-1])  # until when it was last seen
     assert last == {"time": stamp(seen), "event": "ended", "machine": "demo-seen", "unknown": True}
@@ -286,7 +286,7 @@ def look(path: Path, **more: Any) -> dict[str, Any]:
     return run("ec2_instance", name="demo", region=REGION, state="found", log=str(path), notes_bucket=BUCKET, **more)
 
 
-def test_the_log_gets_what_machines_have_noted_once(tmp_path: Path, s3: Any) -> None:
+def test_the_log_gets_what_instances_have_noted_once(tmp_path: Path, s3: Any) -> None:
     log = tmp_path / "log"
     launched(log, OURS, 2)
     consumer(OURS).sample("0123456789abcdef", 5040)
@@ -295,7 +295,7 @@ def test_the_log_gets_what_machines_have_noted_once(tmp_path: Path, s3: Any) -> 
     s3.put_object(Bucket=BUCKET, Key="demo-000001-somatic-output.tar.gz", Body=b"")
     look(log, check=True)
     assert len(events(log)) == 1
-    for _ in range(2):
+    for _unused in range(2):
         look(log)
         assert sorted(events(log)[1:4]) == [("interrupted", GONE), ("sample", OURS), ("sample", "i-0b")]
         assert events(log)[4:] == [("ended", OURS)]  # AWS does not know it
@@ -312,7 +312,7 @@ def test_the_log_gets_what_machines_have_noted_once(tmp_path: Path, s3: Any) -> 
 
 def test_no_bucket_no_notes(tmp_path: Path) -> None:
     launched(tmp_path / "log", OURS, 2)
-    assert look(tmp_path / "log")["machine"] == {}
+    assert look(tmp_path / "log")["instance"] == {}
     assert events(tmp_path / "log")[1:] == [("ended", OURS)]
 
 
@@ -332,7 +332,7 @@ def test_a_bad_note_is_told_and_left_out(tmp_path: Path, s3: Any, name: str, bod
     s3.put_object(Bucket=BUCKET, Key=key, Body=body)
     s3.put_object(Bucket=BUCKET, Key=f"machines/{OURS}/readme.txt", Body=b"x")  # no note at all
     consumer("i-0b").sample("0f", 60)
-    [refusal] = load("module_utils._spot.launch").gather(s3, BUCKET, str(log))
+    [refusal] = load("module_utils._spot.launch").collect_notes(s3, BUCKET, str(log))
     assert refusal.startswith(f"s3://{BUCKET}/{key}: ")
     assert told in refusal
     assert key in json.dumps(look(log)["warnings"])
@@ -345,7 +345,7 @@ def test_an_interruption_counts_once_whoever_tells_first(
     launch, now = load("module_utils._spot.launch"), datetime.now(UTC)
 
     class Client:
-        def describe_instances(self, **_: Any) -> Any:
+        def describe_instances(self, **_unused: Any) -> Any:
             state = {"State": {"Name": "terminated"}, "StateReason": {"Code": launch.INTERRUPTED}}
             reason = f"Server.SpotInstanceTermination ({now:%Y-%m-%d %H:%M:%S} GMT)"
             return {"Reservations": [{"Instances": [state | {"StateTransitionReason": reason}]}]}
@@ -353,20 +353,20 @@ def test_an_interruption_counts_once_whoever_tells_first(
     notes, log = consumer(OURS), tmp_path / "log"
 
     def note() -> None:
-        launch.gather(s3, BUCKET, str(log))
+        launch.collect_notes(s3, BUCKET, str(log))
 
-    def settle() -> None:
-        launch.settle(Client(), str(log), "demo")
+    def reconcile() -> None:
+        launch.reconcile(Client(), str(log), "demo")
 
-    for steps in ((note, settle), (settle, note), (note, settle, note, settle)):
+    for steps in ((note, reconcile), (reconcile, note), (note, reconcile, note, reconcile)):
         log.unlink(missing_ok=True)
         launched(log, OURS, 1)
         notes.interrupted()
         for step in steps:
             step()
-        assert [kind for kind, _ in events(log)] == ["launched", "interrupted"], steps
+        assert [kind for kind, _unused in events(log)] == ["launched", "interrupted"], steps
         later = now.timestamp() + 60
-        assert losses(lives(read_log(str(log)), later), "demo", later) == 1
+        assert interruptions_in_a_row(instance_runs(read_log(str(log)), later), "demo", later) == 1
 
 
 def test_a_loss_that_only_the_machine_has_told_of_counts(tmp_path: Path, s3: Any) -> None:
@@ -378,7 +378,7 @@ def test_a_loss_that_only_the_machine_has_told_of_counts(tmp_path: Path, s3: Any
             consumer(OURS).interrupted()
         look(log)
         now = datetime.now(UTC).timestamp() + 1
-        assert losses(lives(read_log(str(log)), now), "demo", now) == count
+        assert interruptions_in_a_row(instance_runs(read_log(str(log)), now), "demo", now) == count
 
 
 # ---- the log
@@ -411,29 +411,31 @@ def test_losses_in_a_row_and_money_spent(tmp_path: Path) -> None:
     ):
         path = tmp_path / "-".join(ends)
         write(path, *ends)
-        found = lives(read_log(str(path)), now)
-        assert losses(found, "demo", now) == count
-        assert losses(found, "other", now) == losses(found, "demo", now + 48 * 3600) == 0
+        found = instance_runs(read_log(str(path)), now)
+        assert interruptions_in_a_row(found, "demo", now) == count
+        assert (
+            interruptions_in_a_row(found, "other", now) == interruptions_in_a_row(found, "demo", now + 48 * 3600) == 0
+        )
         assert spent_on_demand(found, "demo", now) == 0
     path = tmp_path / "demand"
     write(path, "ended", "seen", market="on-demand")
     path.write_text(path.read_text() + "\n")
-    assert lives(read_log(str(path)), now - 24 * 3600) == []
-    found = lives(read_log(str(path)), now)
+    assert instance_runs(read_log(str(path)), now - 24 * 3600) == []
+    found = instance_runs(read_log(str(path)), now)
     assert spent_on_demand(found, "demo", now) == pytest.approx(0.2 * (1 + 2))  # the second still runs
     assert spent_on_demand(found, "demo", now + 31 * 24 * 3600) == pytest.approx(0.2 * 30 * 24)
-    assert losses(found, "demo", now) == 0
+    assert interruptions_in_a_row(found, "demo", now) == 0
     assert spent_on_demand(found, "other", now) == 0
-    unpriced = [life._replace(usd_per_hour=None) for life in found]
+    unpriced = [run_._replace(usd_per_hour=None) for run_ in found]
     assert spent_on_demand(unpriced, "demo", now, {"m5.xlarge": 0.1}) == pytest.approx(0.1 * (1 + 2))
     # A machine on demand is no spot machine that was lost; after its end nothing changes that.
-    taken = [life._replace(interrupted=True) for life in found]
-    assert losses(taken, "demo", now) == 0
+    taken = [run_._replace(interrupted=True) for run_ in found]
+    assert interruptions_in_a_row(taken, "demo", now) == 0
     path = tmp_path / "over"
     write(path, "interrupted")
     append(str(path), "seen", now, machine="i-0")
-    [life] = lives(read_log(str(path)), now)
-    assert (life.interrupted, life.over, life.hours) == (True, True, 1)
+    [run_] = instance_runs(read_log(str(path)), now)
+    assert (run_.interrupted, run_.over, run_.hours) == (True, True, 1)
 
 
 @pytest.mark.parametrize(

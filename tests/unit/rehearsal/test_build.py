@@ -1,4 +1,4 @@
-"""The build of the rehearsal's archives: nothing twice, nothing half. The slow parts are replaced here."""
+"""The build of the rehearsal's archives: nothing is built twice or left incomplete. The slow parts are replaced here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rehearsal import build, layer
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces downloads and image tools; the list tells which images were made."""
+    """Replace downloads and image tools; return a list that grows with each image built."""
     made: list[str] = []
 
     def image(work: Path) -> str:
@@ -26,12 +26,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(build, "_check_host", lambda: None)
     monkeypatch.setattr(build, "_base", lambda cache: cache)
     monkeypatch.setattr(build, "_wheels", lambda cache: cache)
-    monkeypatch.setattr(layer, "write_layer", lambda *_: 1)
+    monkeypatch.setattr(layer, "write_layer", lambda *_unused: 1)
     monkeypatch.setattr(build, "_image", image)
     return made
 
 
 def files(out: Path) -> set[str]:
+    """Return the names of the files that a build leaves."""
     return {path.name for path in out.iterdir()} - {".rehearsal.lock"}
 
 
@@ -64,7 +65,7 @@ def test_nothing_is_built_twice(quick: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["sources", "damaged archive", "missing archive", "damaged record"])
-def test_what_changed_is_built_again(
+def test_changed_parts_are_built_again(
     quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     out = tmp_path / "out"
@@ -81,7 +82,9 @@ def test_what_changed_is_built_again(
     assert quick == ["image", "image"]
 
 
-def test_a_cut_leaves_nothing_half(quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_build_leaves_nothing_incomplete(
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
 
     def cut(work: Path) -> str:
@@ -99,7 +102,7 @@ def test_a_cut_leaves_nothing_half(quick: list[str], tmp_path: Path, monkeypatch
     assert not leftover.exists()
 
 
-def test_sums_of_others_stay(quick: list[str], tmp_path: Path) -> None:
+def test_checksums_of_other_files_stay(quick: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "SHA256SUMS").write_text(f"{'a' * 64}  other.tgz\n{'b' * 64}  {build.BUNDLE}\n")

@@ -1,4 +1,4 @@
-"""The rehearsal tool: options, refusals in upstream's order, lying exit codes, true outputs."""
+"""The rehearsal tool: options, refusals in PCGR's order, misleading exit codes, correct outputs."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ RECORDS = (
 def make_vcf(
     folder: Path, records: tuple[str, ...] = RECORDS, extra: str = "", samples: str = "S", name: str = "in.vcf"
 ) -> str:
+    """Write a VCF; return its path."""
     columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\t" + samples + "\n"
     path = folder / name
     path.write_text(HEADER + extra + columns + "".join(f"{record}\n" for record in records))
@@ -59,6 +60,7 @@ def make_vcf(
 
 
 def make_cna(folder: Path, name: str = "in.cna.tsv") -> str:
+    """Write a copy number table; return its path."""
     path = folder / name
     path.write_text(
         "Chromosome\tStart\tEnd\tnMajor\tnMinor\n1\t50\t1049\t1\t1\n1\t2000\t2999\t1.8\t0\n17\t1\t1000\t6\t0\n"
@@ -68,6 +70,7 @@ def make_cna(folder: Path, name: str = "in.cna.tsv") -> str:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature bundle and the empty VEP cache."""
     folder = tmp_path_factory.mktemp("reference")
     bundle.write_bundle(folder)
     bundle.write_vep(folder / "vep")
@@ -75,7 +78,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Tool:
-    """Runs a command in this process; keeps the last exit code and log."""
+    """Runs commands in this process; keeps the log of the last one."""
 
     def __init__(self, folder: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.out, self.capsys = folder, folder / "out", capsys
@@ -90,6 +93,7 @@ class Tool:
         self.log = ""
 
     def run(self, command: str = "pcgr", **given: Any) -> int:
+        """Run a command with changed options; return its exit code."""
         argv = []
         for name, value in (self.base | given).items():
             if value is True:
@@ -99,6 +103,7 @@ class Tool:
         return self.raw(command, argv)
 
     def raw(self, command: str, argv: list[str]) -> int:
+        """Run a command with these arguments; return its exit code."""
         self.capsys.readouterr()
         try:
             code = main(command, argv)
@@ -108,19 +113,23 @@ class Tool:
         return code
 
     def path(self, suffix: str, command: str = "pcgr") -> Path:
+        """Return the path of an output."""
         return self.out / f"sample-1.{command}.grch38.{suffix}"
 
     def rows(self, suffix: str, command: str = "pcgr") -> list[dict[str, str]]:
+        """Read an output table."""
         path = self.path(suffix, command)
         with gzip.open(path, "rt") if suffix.endswith("gz") else path.open() as stream:
             return list(csv.DictReader(stream, delimiter="\t"))
 
     def names(self) -> set[str]:
+        """Return the suffixes of all outputs of pcgr."""
         return {path.name.removeprefix("sample-1.pcgr.grch38.") for path in self.out.iterdir()}
 
 
 @pytest.fixture
 def tool(tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """A tool with a folder of its own."""
     return Tool(tmp_path, reference, capsys)
 
 
@@ -168,7 +177,7 @@ def test_defaults_are_upstreams() -> None:
 
 # ------------------------------------------------------------------------------------------------ refusals
 
-# In upstream's order: (what is given, what of it must be absent for the rule to apply, part of the message)
+# In PCGR's order: (what is given, what of it must be absent for the rule to apply, part of the message)
 RULES: list[tuple[dict[str, Any], set[str], str]] = [
     ({"refdata_dir": "/nowhere"}, set(), "'--refdata_dir' does not exist"),
     ({"input_vcf": "/nowhere.vcf"}, set(), "'--input_vcf' = /nowhere.vcf) does not exist"),
@@ -225,7 +234,7 @@ RULES: list[tuple[dict[str, Any], set[str], str]] = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[2])
 def test_each_rule_refuses_with_1(tool: Tool, rule: tuple[dict[str, Any], set[str], str]) -> None:
-    given, _, message = rule
+    given, _unused, message = rule
     assert tool.run(input_cna=make_cna(tool.folder), **given) == 1
     errors = [line for line in tool.log.splitlines() if " - ERROR - " in line]
     assert len(errors) == 3
@@ -236,7 +245,7 @@ def test_each_rule_refuses_with_1(tool: Tool, rule: tuple[dict[str, Any], set[st
 def _together() -> list[Any]:
     pairs = []
     for place, (first, absent, message) in enumerate(RULES):
-        for second, _, _ in RULES[place + 1 :]:
+        for second, _unused, _unused in RULES[place + 1 :]:
             clash = any(first[name] != second[name] for name in first.keys() & second.keys())
             if clash or absent & second.keys() or ("cna_threshold_mode" in second and "absolute" in str(first)):
                 continue
@@ -246,12 +255,12 @@ def _together() -> list[Any]:
 
 
 @pytest.mark.parametrize(("given", "message"), _together())
-def test_of_two_broken_rules_the_earlier_one_speaks(tool: Tool, given: dict[str, Any], message: str) -> None:
+def test_earlier_of_two_violated_rules_is_reported(tool: Tool, given: dict[str, Any], message: str) -> None:
     assert tool.run(input_cna=make_cna(tool.folder), **given) == 1
     assert message in tool.log
 
 
-def test_some_input_is_needed(tool: Tool) -> None:
+def test_an_input_is_required(tool: Tool) -> None:
     assert tool.run(input_vcf=None) == 1
     assert "At least one molecular input" in tool.log
 
@@ -365,7 +374,7 @@ def test_missing_metadata_ends_in_a_traceback_and_1(tool: Tool, name: str) -> No
     assert name in result.stderr
 
 
-def test_text_that_is_no_number_ends_in_a_traceback(tool: Tool) -> None:
+def test_text_that_is_not_a_number_ends_in_a_traceback(tool: Tool) -> None:
     for given in ({}, {"input_vcf": None, "input_cna": make_cna(tool.folder)}):
         with pytest.raises(ValueError, match="invalid literal"):
             tool.run(tmb_dp_min="x", **given)
@@ -375,6 +384,7 @@ def test_text_that_is_no_number_ends_in_a_traceback(tool: Tool) -> None:
 
 
 def failed_quietly(tool: Tool, code: int, command: str = "pcgr") -> bool:
+    """Whether a run exited with 0 without a closing line and report."""
     return code == 0 and f"Finished {command.upper()}!" not in tool.log and not tool.path("xlsx", command).exists()
 
 
@@ -442,13 +452,13 @@ def test_no_pass_variants_leave_a_maf_and_temporary_files(tool: Tool) -> None:
         ("report", True),
     ],
 )
-def test_every_sub_step_can_fail_and_lie(tool: Tool, step: str, conf: bool) -> None:
+def test_every_sub_step_can_fail_with_exit_code_0(tool: Tool, step: str, conf: bool) -> None:
     code = tool.run(input_vcf=make_vcf(tool.folder, extra=f"##rehearsal_fault={step}\n"))
     assert failed_quietly(tool, code)
     assert tool.path("conf.yaml").exists() is conf
 
 
-def test_an_unforeseen_error_of_the_report_lies_too(tool: Tool) -> None:
+def test_unexpected_error_of_the_report_exits_with_0_too(tool: Tool) -> None:
     tool.path("xlsx").mkdir(parents=True)
     assert tool.run(force_overwrite=True) == 0
     assert "IsADirectoryError" in tool.log
@@ -460,7 +470,7 @@ def test_a_traceback_of_the_driver_is_no_sub_step(tool: Tool) -> None:
         tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_fault=traceback\n"))
 
 
-def test_a_run_lasts_as_long_as_the_vcf_asks(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_takes_as_long_as_the_vcf_requests(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
     assert tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_seconds=20\n")) == 0
@@ -515,7 +525,7 @@ def test_panel_of_normals_needs_its_flag(tool: Tool) -> None:
         assert ("Finished PCGR!" in tool.log) is ends_well
 
 
-# ------------------------------------------------------------------------------------ what a good run leaves
+# ------------------------------------------------------------------------------------ outputs of a successful run
 
 
 def test_outputs_of_pcgr(tool: Tool) -> None:
@@ -603,7 +613,7 @@ def test_workbook_is_marked_on_every_sheet(tool: Tool) -> None:
     assert [row[6] for row in book["SOMATIC_CNA"].iter_rows(min_row=3, values_only=True)] == [2, 2, 6]
 
 
-def test_page_is_marked_true_and_loads_nothing(tool: Tool) -> None:
+def test_page_is_marked_and_correct_and_loads_nothing(tool: Tool) -> None:
     evil = RECORDS[0].replace("MY_GENE=ONE", "MY_GENE=<b>&x")
     assert tool.run(input_vcf=make_vcf(tool.folder, (evil, *RECORDS[1:])), **TAGS) == 0
     page = tool.path("html").read_text()
@@ -680,7 +690,7 @@ def test_cpsr_sample_columns_and_panels(tool: Tool) -> None:
     assert failed_quietly(tool, tool.run("cpsr", panel_id="0", input_vcf=reference_only), "cpsr")
 
 
-def test_cpsr_own_list_of_genes(tool: Tool) -> None:
+def test_cpsr_custom_list_of_genes(tool: Tool) -> None:
     genes = tool.folder / "genes.txt"
     genes.write_text("ENSG00000000023\nENSG00000999999\n")  # chromosome X of the rehearsal's bundle; none
     assert tool.run("cpsr", custom_list=genes, custom_list_name="mine") == 0
@@ -698,9 +708,9 @@ def test_kinds_of_variants() -> None:
 
 
 def test_axis_marks_are_whole_numbers() -> None:
-    assert report._steps(1) == [0, 1]
-    assert report._steps(5) == [0, 1, 2, 3, 4, 5]
-    assert report._steps(330) == [0, 100, 200, 300, 400]
+    assert report._ticks(1) == [0, 1]
+    assert report._ticks(5) == [0, 1, 2, 3, 4, 5]
+    assert report._ticks(330) == [0, 100, 200, 300, 400]
 
 
 @pytest.mark.skipif("PCGR_EXAMPLES" not in os.environ, reason="PCGR_EXAMPLES names no folder with PCGR's examples")

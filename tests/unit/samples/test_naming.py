@@ -22,7 +22,7 @@ SAMPLES = st.builds(
     st.integers(0, 999_999),
     st.sampled_from(["somatic", "normal"]),
 )
-UNHURRIED = settings(deadline=None)  # the machine may be busy with others
+UNHURRIED = settings(deadline=None)  # the host may be busy with others
 
 
 @UNHURRIED

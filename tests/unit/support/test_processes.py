@@ -1,4 +1,4 @@
-"""A test run with whatever signals ignored behaves as one in the foreground, and leaves no process."""
+"""A test run behaves as in the foreground whichever signals it ignores at its start, and leaves no process."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def run(folder: Path, test: str, *options: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def lives(pid: str) -> bool:
-    """Whether a process exists that is no zombie: when those vanish is up to the system's first process."""
+def is_alive(pid: str) -> bool:
+    """Whether a process exists that is not a zombie: the init process decides when those vanish."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def test_failed_test_leaves_no_process(tmp_path: Path, options: tuple[str, ...])
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2
     deadline = time.monotonic() + 10
-    while left := [pid for pid in pids if lives(pid)]:
+    while left := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 

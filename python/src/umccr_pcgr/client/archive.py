@@ -57,7 +57,7 @@ def _write(tarball: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, fol
         return None
     target = parent / parts[-1]
     target.unlink(missing_ok=True)
-    # O_EXCL and O_NOFOLLOW: what somebody else puts there in this moment is not written to
+    # O_EXCL and O_NOFOLLOW: a file that another program creates there in this moment is not written to
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
     with source, os.fdopen(handle, "wb") as out:
         shutil.copyfileobj(source, out, CHUNK)

@@ -6,9 +6,12 @@ import argparse
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,6 +25,19 @@ _ENDPOINT = re.compile(r"https?://[^\s/:@]+(:[0-9]{1,5})?(/\S*)?|https?://\[[0-9
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|arn:aws[a-z-]*:s3\S+")
 
 
+def program_name() -> str:
+    """Return the running program as the user calls it, for messages and for commands to copy: `pcgr-submit`, `scripts/submit`."""
+    path = Path(sys.argv[0])
+    found = shutil.which(path.name)
+    with suppress(OSError, ValueError):
+        if found and path.samefile(found):
+            return path.name
+        if path.is_absolute():
+            below = path.relative_to(Path.cwd())
+            return str(below) if below.name != str(below) else f"./{below}"
+    return sys.argv[0]
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asks the program to end; ``number`` is the signal's."""
 
@@ -31,7 +47,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Console(rich.console.Console):
-    """Lets a closed standard output be an error; rich itself would end the program with 1, as if a sample had failed."""
+    """Raises for a closed standard output; rich itself would exit with 1, as if a sample had failed."""
 
     def on_broken_pipe(self) -> None:
         """Pass on the error that is being handled."""
@@ -41,9 +57,13 @@ class Console(rich.console.Console):
 class Parser(argparse.ArgumentParser):
     """Refuses in one line that begins with the program's name, without the usage in front."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prog": program_name(), **options})
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        program = self.prog.partition(" ")[0]
+        name = program_name()  # may hold blanks; a subcommand follows after one
+        program = name if self.prog.startswith(name) else self.prog.partition(" ")[0]
         self.exit(REFUSED, f"{program}: {message.removeprefix('argument ')}\n")
 
 
@@ -107,20 +127,20 @@ def check_endpoint_variables(environment: Mapping[str, str], refuse: Callable[[s
 
 
 def clean_up_on_signals() -> None:
-    """Turn SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, so that files of patients are removed on the way out.
+    """Turn SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, so that files of patients are removed before the program ends.
 
-    The first signal counts; later ones do not interrupt the clean-up. What was ignored (nohup) stays ignored.
+    The first signal counts; later ones do not interrupt the clean-up. A signal that was ignored (nohup) stays ignored.
     """
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
-        for one in heeded:
-            signal.signal(one, signal.SIG_IGN)
+        for other in handled:
+            signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
-    for number in heeded:
+    for number in handled:
         signal.signal(number, interrupt)
 
 

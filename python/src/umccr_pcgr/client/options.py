@@ -30,16 +30,16 @@ def dialect(release: str = NEWEST) -> dict[str, Any]:
     return {**found["dialect"], "release": found["release"]}
 
 
-def check(spoken: Mapping[str, Any], sample: Sample, document: Mapping[str, Any], tables: Mapping[str, str]) -> None:
+def check(dialect: Mapping[str, Any], sample: Sample, document: Mapping[str, Any], tables: Mapping[str, str]) -> None:
     """Raise OptionRefused for a sample's TOML that the consumer would refuse.
 
-    `spoken` is the dialect, `tables` maps cna, fusions and expression to the names of the sample's tables.
+    `dialect` is the dialect, `tables` maps cna, fusions and expression to the names of the sample's tables.
     """
     inputs = {kind: f"{_FOLDER}/{name}" for kind, name in tables.items()}
     assembly = document.get("genome_assembly")
     try:
         arguments(
-            spoken,
+            dialect,
             sample.command,
             document,
             sample_id=sample.name,
@@ -58,4 +58,4 @@ def check(spoken: Mapping[str, Any], sample: Sample, document: Mapping[str, Any]
     except ConfigError as error:
         # Container paths mean nothing to the user
         text = str(error).replace(f"{_FOLDER}/", "")
-        raise OptionRefused(f"{text} (PCGR {spoken['release']}; --release chooses another)") from None
+        raise OptionRefused(f"{text} (PCGR {dialect['release']}; --release chooses another)") from None

@@ -1,4 +1,4 @@
-"""Makes a sample's tarball from a user's own files, and looks at one with the eyes of the consumer."""
+"""Packs a user's own files into a sample's tarball, and inspects a tarball as the consumer will."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass
-class Wish:
-    """What the user asked for."""
+class Request:
+    """What to pack."""
 
     vcf: Path
     kind: Kind
@@ -56,44 +56,44 @@ class Wish:
 
 
 def stem(path: Path) -> str:
-    """The VCF's name without its ending; Refused when it has none of the known endings."""
+    """Return the VCF's name without its ending; Refused when it has none of the known endings."""
     for ending in VCF_ENDINGS:
         if path.name.endswith(ending):
             return path.name[: -len(ending)]
     raise Refused(f"{path}: not a sample; allowed: a tarball *.tar.gz, or a VCF *{', *'.join(VCF_ENDINGS)}")
 
 
-def pack(wish: Wish, sample: Sample, spoken: Mapping[str, Any], folder: Path, tarball: Path) -> list[str]:
-    """Make `tarball` in the work folder `folder`, its members called after the batch; returns notes for the user.
+def pack(request: Request, sample: Sample, dialect: Mapping[str, Any], folder: Path, tarball: Path) -> list[str]:
+    """Create `tarball` in the work folder `folder`, its members called after the batch; returns notes for the user.
 
-    `spoken` is the dialect that the options are checked against. Refused with one line when a file or an option is not what it
+    `dialect` is the dialect that the options are checked against. Refused with one line when a file or an option is not what it
     should be.
     """
     notes: list[str] = []
     base = sample.batch
     members = [folder / f"{base}.vcf.gz", folder / f"{base}.vcf.gz.tbi"]
-    document = _document(wish)
-    plain = _plain(wish.vcf, folder / f"{base}.vcf")
-    stated = _stated_assembly(wish, document)
-    with _about(wish.vcf, plain.name):
-        fitting = _fitting(plain, stated, wish.kind)
+    document = _document(request)
+    plain = _plain(request.vcf, folder / f"{base}.vcf")
+    stated = _stated_assembly(request, document)
+    with _about(request.vcf, plain.name):
+        fitting = _fitting(plain, stated, request.kind)
     if len(fitting) == 1:
         document = {"genome_assembly": fitting[0], **document}
         if not stated:
             notes.append(f"assembly {fitting[0]}: the VCF's chromosome lengths or positions fit no other")
     else:
-        notes.append("assembly not stated: the machine's own is used (--assembly grch37 or grch38 states it)")
-    header = _header(wish.vcf, plain)
-    _index(wish.vcf, plain)
+        notes.append("assembly not stated: the consumer's default is used (--assembly grch37 or grch38 states it)")
+    header = _header(request.vcf, plain)
+    _index(request.vcf, plain)
     plain.unlink()
-    for kind, source in wish.tables.items():
+    for kind, source in request.tables.items():
         members.append(_plain(source, folder / f"{base}.{kind}.tsv"))
         _check_table(source, members[-1], COLUMNS[kind])
-    _complete(document, wish.kind, header, notes)
+    _complete(document, request.kind, header, notes)
     try:
-        options.check(spoken, sample, document, {kind: f"{base}.{kind}.tsv" for kind in wish.tables})
+        options.check(dialect, sample, document, {kind: f"{base}.{kind}.tsv" for kind in request.tables})
     except options.OptionRefused as refusal:
-        raise Refused(f"{_origin(wish, str(refusal))}: {refusal}") from None
+        raise Refused(f"{_origin(request, str(refusal))}: {refusal}") from None
     members.append(folder / f"{base}.toml")
     members[-1].write_text(toml_text(document), encoding="utf-8")
     _tar(members, tarball)
@@ -123,18 +123,18 @@ def _header(source: Path, plain: Path) -> pysam.VariantHeader:
         raise Refused(f"{source}: not a VCF ({reason})") from None
 
 
-def _stated_assembly(wish: Wish, document: Mapping[str, Any]) -> str | None:
+def _stated_assembly(request: Request, document: Mapping[str, Any]) -> str | None:
     found = document.get("genome_assembly")
     if found not in (None, *LENGTHS):
-        raise Refused(f"{wish.config}: genome_assembly: found {found!r}; allowed: {', '.join(LENGTHS)}")
-    if wish.assembly and found not in (None, wish.assembly):
-        raise Refused(f"{wish.config}: genome_assembly is {found!r}, --assembly is {wish.assembly!r}")
-    return wish.assembly or found
+        raise Refused(f"{request.config}: genome_assembly: found {found!r}; allowed: {', '.join(LENGTHS)}")
+    if request.assembly and found not in (None, request.assembly):
+        raise Refused(f"{request.config}: genome_assembly is {found!r}, --assembly is {request.assembly!r}")
+    return request.assembly or found
 
 
 @contextmanager
 def _about(source: Path, name: str) -> Iterator[None]:
-    """What the consumer's checks say of the copy `name`, said of the user's file."""
+    """Turn what the consumer's checks say of the copy `name` into Refused about the user's file."""
     try:
         yield
     except Permanent as error:
@@ -142,7 +142,7 @@ def _about(source: Path, name: str) -> Iterator[None]:
 
 
 def _fitting(vcf: Path, stated: str | None, kind: Kind) -> list[str]:
-    """The assemblies that the VCF fits in the consumer's eyes, of which there is one at least; Permanent otherwise."""
+    """Return the assemblies that the VCF fits according to the consumer, at least one; Permanent otherwise."""
     limits, fitting, refusal = Limits(), [], None
     for assembly in [stated] if stated else LENGTHS:
         try:
@@ -163,12 +163,12 @@ def _fitting(vcf: Path, stated: str | None, kind: Kind) -> list[str]:
 
 def _index(source: Path, plain: Path) -> None:
     packed = f"{plain}.gz"
-    pysam.set_verbosity(0)  # htslib's own lines on stderr would stand beside ours
+    pysam.set_verbosity(0)  # htslib would print lines of its own on stderr
     pysam.tabix_compress(str(plain), packed, force=True)
     try:
         pysam.tabix_index(packed, preset="vcf", force=True)
     except OSError:
-        raise Refused(f"{source}: not sorted by position; allowed: a sorted VCF (bcftools sort makes one)") from None
+        raise Refused(f"{source}: not sorted by position; allowed: a sorted VCF (bcftools sort writes one)") from None
 
 
 def _check_table(source: Path, path: Path, columns: list[str]) -> None:
@@ -184,36 +184,36 @@ def _check_table(source: Path, path: Path, columns: list[str]) -> None:
         )
 
 
-def _document(wish: Wish) -> dict[str, Any]:
-    """The sample's TOML: the user's file, with --set's values over it."""
+def _document(request: Request) -> dict[str, Any]:
+    """Return the sample's TOML: the user's file, overridden by the values of --set."""
     document: dict[str, Any] = {}
-    if wish.config:
+    if request.config:
         try:
-            document = tomllib.loads(wish.config.read_text(encoding="utf-8"))
+            document = tomllib.loads(request.config.read_text(encoding="utf-8"))
         except OSError as error:
-            raise Refused(f"{wish.config}: {error.strerror}") from None
+            raise Refused(f"{request.config}: {error.strerror}") from None
         except ValueError as error:
-            raise Refused(f"{wish.config}: not valid TOML: {error}") from None
-    table = "pcgr" if wish.kind == "somatic" else "cpsr"
-    for setting in wish.settings:
+            raise Refused(f"{request.config}: not valid TOML: {error}") from None
+    table = "pcgr" if request.kind == "somatic" else "cpsr"
+    for setting in request.settings:
         key, equals, value = setting.partition("=")
         key = key.strip().removeprefix(f"{table}.").lstrip("-").replace("-", "_")
         if not equals or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", key):
             raise Refused(f"--set {setting}: allowed: key=value with a key such as tumor_site")
         options = document.setdefault(table, {})
         if not isinstance(options, dict):
-            raise Refused(f"{wish.config}: {table}: found {options!r}; allowed: a table [{table}]")
+            raise Refused(f"{request.config}: {table}: found {options!r}; allowed: a table [{table}]")
         options[key] = _value(value.strip())
     return document
 
 
-def _origin(wish: Wish, refusal: str) -> str:
-    """Where the user wrote the option that a refusal begins with."""
+def _origin(request: Request, refusal: str) -> str:
+    """Return where the user wrote the option that a refusal begins with."""
     key = refusal.partition(":")[0].rpartition(".")[2]
-    spelt = [setting for setting in wish.settings if key and key in setting.partition("=")[0].replace("-", "_")]
+    spelt = [setting for setting in request.settings if key and key in setting.partition("=")[0].replace("-", "_")]
     if spelt:
         return f"--set {spelt[-1]}"
-    return str(wish.config) if wish.config else str(wish.vcf)
+    return str(request.config) if request.config else str(request.vcf)
 
 
 def _value(text: str) -> Any:
@@ -226,7 +226,7 @@ def _value(text: str) -> Any:
 
 
 def _complete(document: dict[str, Any], kind: Kind, header: pysam.VariantHeader, notes: list[str]) -> None:
-    """Put in what can be told from the VCF, and what CPSR cannot do without, where the user did not say."""
+    """Add what the VCF's header says, and what CPSR requires, unless the user gave it."""
     options = document.setdefault("pcgr" if kind == "somatic" else "cpsr", {})
     if kind == "normal":
         if not {"panel_id", "custom_list"} & options.keys():
@@ -244,7 +244,7 @@ def _complete(document: dict[str, Any], kind: Kind, header: pysam.VariantHeader,
 
 
 def toml_text(document: Mapping[str, Any], table: str = "") -> str:
-    """TOML of values, and of tables of values to any depth (what tomllib reads, without dates)."""
+    """Return the TOML of values, and of tables of values to any depth (what tomllib reads, without dates)."""
     values = {key: value for key, value in document.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in document.items() if isinstance(value, dict)}
     lines = [f"{_key(key)} = {_literal(value, key)}" for key, value in values.items()]
@@ -271,7 +271,7 @@ def _literal(value: object, key: str) -> str:
 
 
 def _tar(members: list[Path], tarball: Path) -> None:
-    """Without owners and times: the same files make the same tarball."""
+    """Write the tarball without owners and times: the same files give the same tarball."""
     with (
         tarball.open("wb") as file,
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
@@ -284,8 +284,8 @@ def _tar(members: list[Path], tarball: Path) -> None:
                 archive.addfile(member, data)
 
 
-def look(
-    tarball: Path, sample: Sample, assembly: str | None, spoken: Mapping[str, Any], folder: Path
+def inspect(
+    tarball: Path, sample: Sample, assembly: str | None, dialect: Mapping[str, Any], folder: Path
 ) -> list[tuple[str, int]]:
     """Unpack and check a tarball as the consumer will; returns its members (name, bytes).
 
@@ -307,7 +307,7 @@ def look(
         if stated not in (None, *LENGTHS):
             raise Refused(f"{tarball}: {files.toml}: genome_assembly: found {stated!r}; allowed: {', '.join(LENGTHS)}")
         tables = {"cna": files.cna, "fusions": files.fusion, "expression": files.expression}
-        options.check(spoken, sample, document, {kind: name for kind, name in tables.items() if name})
+        options.check(dialect, sample, document, {kind: name for kind, name in tables.items() if name})
         _fitting(folder / files.vcf, stated, sample.kind)
     except options.OptionRefused as refusal:
         raise Refused(f"{tarball}: {files.toml or 'sample'}: {refusal}") from None

@@ -4,47 +4,58 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from umccr_pcgr.client.store import CHUNK, Entry, Exists, Progress, Refused, complete_file, disk_errors, json_object
+from umccr_pcgr.client.store import CHUNK, Entry, Exists, Progress, Refused, complete_file, disk_errors
+from umccr_pcgr.samples.documents import json_object
 from umccr_pcgr.samples.naming import Role, Sample, classify
+from umccr_pcgr.samples.spool_layout import (
+    CLAIM_INPUT,
+    CLAIM_KEY,
+    CLAIMED,
+    DONE,
+    FAILED,
+    FOLDER_OF,
+    INBOX,
+    published_path,
+)
 
 
 class Spool:
-    """A spool folder (see the consumer's spool.py): inbox/ claimed/ done/ failed/."""
-
-    _FOLDERS: Mapping[Role, str] = {"input": "inbox", "result": "done", "failed": "failed", "running": "claimed"}
+    """A spool folder, see :mod:`umccr_pcgr.samples.spool_layout`."""
 
     def __init__(self, root: Path) -> None:
         with disk_errors(root):
-            if not (root / "inbox").is_dir():
-                raise Refused(f"{root}: no spool; allowed: a folder that holds inbox/")
+            if not (root / INBOX).is_dir():
+                raise Refused(f"{root}: no spool; allowed: a folder that holds {INBOX}/")
         self._root = root
 
     def _path(self, key: str) -> Path:
         of = classify(key)
-        return self._root / (self._FOLDERS[of[1]] if of else "inbox") / key
+        if of and of[1] != "input":
+            return published_path(self._root, key)
+        return self._root / FOLDER_OF["input"] / key
 
     def address(self, key: str) -> str:
         """Return the path of an object; of an input, that in the inbox."""
-        return str(self._path(key)) if key else f"{self._root}/inbox/"
+        return str(self._path(key)) if key else f"{self._root}/{INBOX}/"
 
     def _files(self) -> Iterator[tuple[str, Path, bool]]:
-        """Every file as (key, path, whether a machine holds it); OSError for a folder that cannot be read."""
-        for folder in ("inbox", "done", "failed"):
+        """Every file as (key, path, whether a consumer holds it); OSError for a folder that cannot be read."""
+        for folder in (INBOX, DONE, FAILED):
             for path in _walk(self._root / folder):
                 yield path.relative_to(self._root / folder).as_posix(), path, False
-        claimed = self._root / "claimed"
+        claimed = self._root / CLAIMED
         closed: list[Path] = []
         notes: list[Path] = []
         for path in _walk(claimed, closed):
-            if path.name == "key":
-                with suppress(FileNotFoundError):  # the machine may be done with it by now
-                    yield path.read_text(encoding="utf-8"), path.with_name("input"), True
+            if path.name == CLAIM_KEY:
+                with suppress(FileNotFoundError):  # the consumer may be done with it by now
+                    yield path.read_text(encoding="utf-8"), path.with_name(CLAIM_INPUT), True
             else:
                 notes.append(path)
                 yield path.relative_to(claimed).as_posix(), path, False

@@ -1,18 +1,9 @@
-"""Shows what became of the samples, which machines are there, and what the queue holds.
-
-    scripts/status --bucket B            one look
-    scripts/status --bucket B --watch    until interrupted
-    scripts/status --spool DIR --json    for programs (with --watch: one line per look)
-
-Derived from the names in the bucket and the notes of the machines only; an old version's result or failure does not count.
-Exit codes: 0 shown, 2 refused, 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM.
-"""
+"""The program `pcgr-status` (in a checkout `scripts/status`)."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +15,18 @@ from rich.live import Live
 from rich.text import Text
 
 from umccr_pcgr.client import cli, spool, store
-from umccr_pcgr.client.status_view import Machine, View, render
+from umccr_pcgr.client.status_view import Instance, View, render
 
-TAG = "umccr.pcgr"  # every machine of the playbooks carries it
+TAG = "umccr.pcgr"  # every instance of the playbooks carries it
+DESCRIPTION = """Show the state of the samples, of the instances and of the queue.
+
+    %(prog)s --bucket B            once
+    %(prog)s --bucket B --watch    until interrupted
+    %(prog)s --spool DIR --json    for programs (with --watch: one line per poll)
+
+Derived from the names in the bucket and the notes of the consumers only; an old version's result or failure does not count.
+Exit codes: 0 shown, 2 refused, 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM.
+"""
 COUNTS = {
     "visible": "ApproximateNumberOfMessages",
     "in_flight": "ApproximateNumberOfMessagesNotVisible",
@@ -36,29 +36,29 @@ COUNTS = {
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = cli.Parser(prog="status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--bucket", type=cli.bucket, help="the bucket")
     place.add_argument("--spool", type=Path, metavar="DIR", help="the spool folder (holds inbox/)")
-    parser.add_argument("--prefix", default="", metavar="P", help="only what begins so, e.g. inbox/ or demo-")
+    parser.add_argument("--prefix", default="", metavar="P", help="only keys with this prefix, e.g. inbox/ or demo-")
     parser.add_argument("--queue", default="pcgr", help="name of the queue (default: pcgr)")
     parser.add_argument(
         "--endpoint-url",
         type=cli.endpoint,
         metavar="URL",
-        help="not AWS but this address (also: AWS_ENDPOINT_URL)",
+        help="another endpoint than AWS (also: AWS_ENDPOINT_URL)",
     )
     parser.add_argument(
         "--limit", type=cli.whole(0), default=30, metavar="N", help="rows of samples shown, 0: all (default: 30)"
     )
-    parser.add_argument("--watch", action="store_true", help="look again and again")
+    parser.add_argument("--watch", action="store_true", help="poll until interrupted")
     parser.add_argument("--interval", type=cli.seconds(), default=5, metavar="SECONDS", help="of --watch (default: 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per look, all samples")
+    parser.add_argument("--json", action="store_true", help="one JSON object per poll, all samples")
     return parser.parse_args()
 
 
 class Watcher:
-    """Takes looks at one place."""
+    """Polls one place."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._prefix: str = arguments.prefix
@@ -73,32 +73,32 @@ class Watcher:
         else:
             self._place = spool.Spool(arguments.spool)
 
-    def look(self) -> View:
-        """Take one look."""
+    def poll(self) -> View:
+        """Poll once."""
         samples = store.statuses(self._place, self._prefix)
-        machines: list[Machine] | str | None = None
+        instances: list[Instance] | str | None = None
         queue: dict[str, int] | str | None = None
-        if self._cloud:  # whoever may see the bucket need not see machines and queues
+        if self._cloud:  # access to the bucket does not include instances and queues
             try:
-                machines = self._machines()
+                instances = self._instances()
             except store.Refused as refusal:
-                machines = str(refusal)
+                instances = str(refusal)
             try:
                 queue = self._counts()
             except store.Refused as refusal:
                 queue = str(refusal)
-        return View(samples, machines, queue, datetime.now(UTC))
+        return View(samples, instances, queue, datetime.now(UTC))
 
-    def _machines(self) -> list[Machine]:
+    def _instances(self) -> list[Instance]:
         found = []
-        with store.aws_errors("machines"):
+        with store.aws_errors("instances"):
             pages = self._ec2.get_paginator("describe_instances").paginate(
                 Filters=[{"Name": "tag-key", "Values": [TAG]}]
             )
             for instance in (item for page in pages for group in page["Reservations"] for item in group["Instances"]):
                 tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
                 found.append(
-                    Machine(
+                    Instance(
                         tags[TAG],
                         instance["InstanceId"],
                         instance["State"]["Name"],
@@ -107,7 +107,7 @@ class Watcher:
                         instance.get("PublicIpAddress") or instance.get("PrivateIpAddress"),
                     )
                 )
-        return sorted(found, key=lambda machine: machine.launched, reverse=True)
+        return sorted(found, key=lambda instance: instance.launched, reverse=True)
 
     def _counts(self) -> dict[str, int]:
         with store.aws_errors(f"queue {self._queue}"):
@@ -124,16 +124,16 @@ class Watcher:
 
 
 def watch(watcher: Watcher, arguments: argparse.Namespace, console: cli.Console) -> None:
-    """Draw on the terminal until interrupted; a look that fails (the network, say) is shown, and the next one tried."""
+    """Draw on the terminal until interrupted; a poll that fails (the network, say) is shown, and the next one follows."""
 
     def draw(view: View) -> Group:
         return render(view, arguments.limit, console.height)
 
-    with Live(draw(watcher.look()), console=console, screen=True, auto_refresh=False) as live:
+    with Live(draw(watcher.poll()), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(arguments.interval)
             try:
-                drawn: Group | Text = draw(watcher.look())
+                drawn: Group | Text = draw(watcher.poll())
             except store.Refused as refusal:
                 drawn = Text(str(refusal), style="red")
             live.update(drawn, refresh=True)
@@ -144,12 +144,12 @@ def run() -> int:
     arguments = parse_arguments()
     console = cli.Console(highlight=False)
     if not console.is_terminal:
-        console.width = 200  # a pipe has no width of its own; lines there should not be folded
+        console.width = 200  # a pipe has no width of its own; its lines should not be folded
     watcher = Watcher(arguments)
     if arguments.watch and console.is_terminal and not arguments.json:
         watch(watcher, arguments, console)
     while True:
-        view = watcher.look()
+        view = watcher.poll()
         if arguments.json:
             print(json.dumps(view.as_json()), flush=True)
         else:
@@ -159,12 +159,7 @@ def run() -> int:
         time.sleep(arguments.interval)
 
 
-if __name__ == "__main__":
-    # A program that reads the first line only (head -1) has what it wanted
-    sys.exit(cli.run("status", run, (store.Refused,), closed=0))
-
-
 def main() -> int:
     """Entry point of `pcgr-status`; returns the exit code."""
-    # A program that reads the first line only (head -1) has what it wanted
-    return cli.run("status", run, (store.Refused,), closed=0)
+    # A reader of the first line only (head -1) is satisfied
+    return cli.run(cli.program_name(), run, (store.Refused,), closed=0)

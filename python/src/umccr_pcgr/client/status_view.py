@@ -1,4 +1,4 @@
-"""One look at samples, machines and queue, as JSON and as tables that fit the terminal."""
+"""One view of samples, instances and queue, as JSON and as tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from umccr_pcgr.client import store
+from umccr_pcgr.samples.model import State
 
-COLOURS: dict[store.State, str] = {"queued": "yellow", "running": "cyan", "done": "green", "failed": "red"}
-MACHINE_COLOURS = {"running": "green", "terminated": "dim", "stopped": "dim"}
+COLOURS: dict[State, str] = {"queued": "yellow", "running": "cyan", "done": "green", "failed": "red"}
+INSTANCE_COLOURS = {"running": "green", "terminated": "dim", "stopped": "dim"}
 
 
 @dataclass(frozen=True)
-class Machine:
+class Instance:
     """One EC2 instance of ours."""
 
     name: str
@@ -43,26 +44,26 @@ class Machine:
 
 @dataclass(frozen=True)
 class View:
-    """One look. `machines` and `queue` are None where there are none to look at, text where looking was refused."""
+    """One view. `instances` and `queue` are None where there are none, a text where they may not be read."""
 
     samples: list[store.Status]
-    machines: list[Machine] | str | None
+    instances: list[Instance] | str | None
     queue: dict[str, int] | str | None
     moment: datetime
 
     def as_json(self) -> dict[str, Any]:
         """Return it for programs."""
-        machines = self.machines
+        instances = self.instances
         return {
             "time": self.moment.isoformat(timespec="seconds"),
             "samples": [sample.as_json() for sample in self.samples],
-            "machines": [machine.as_json() for machine in machines] if isinstance(machines, list) else machines,
+            "machines": [instance.as_json() for instance in instances] if isinstance(instances, list) else instances,
             "queue": self.queue,
         }
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """How long ago, in the largest unit that fits: 8 s, 5 min, 3 h, 12 d."""
+    """Return how long ago, in the largest unit that fits: 8 s, 5 min, 3 h, 12 d."""
     seconds = max(0, int((now - moment).total_seconds()))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
@@ -71,15 +72,15 @@ def ago(moment: datetime, now: datetime) -> str:
 
 
 def render(view: View, limit: int, height: int | None = None) -> Group:
-    """Return the look as tables: at most `limit` rows of samples (0: all).
+    """Return the view as tables: at most `limit` rows of samples (0: all).
 
-    With a `height` every row is one line, and rows of samples and machines are left out so that machines and queue are seen as well.
+    With a `height` every row is one line, and rows of samples and instances are left out so that instances and queue remain visible.
     """
     fitted = height is not None
     samples = limit or len(view.samples)
-    machines = len(view.machines) if isinstance(view.machines, list) else 0
+    instances = len(view.instances) if isinstance(view.instances, list) else 0
     if height is not None:
-        samples, machines = fit(view, samples, height)
+        samples, instances = fit(view, samples, height)
     counts = Counter(sample.state for sample in view.samples)
     summary = ", ".join(f"[{colour}]{counts[state]} {state}[/]" for state, colour in COLOURS.items() if counts[state])
     parts: list[Any] = [_line(f"[bold]Samples[/]  {summary or '[dim]none[/]'}", fitted)]
@@ -87,24 +88,24 @@ def render(view: View, limit: int, height: int | None = None) -> Group:
         parts.append(sample_table(view, samples, fitted))
     if (hidden := len(view.samples) - samples) > 0:
         parts.append(_line(f"[dim]  … and {hidden} older ones{'' if fitted else ' (--limit)'}[/]", fitted))
-    if view.machines is not None:
-        parts += ["", *machine_part(view, machines, fitted)]
+    if view.instances is not None:
+        parts += ["", *instance_part(view, instances, fitted)]
     if view.queue is not None:
         parts += ["", _line(f"[bold]Queue[/]  {queue_text(view.queue)}", fitted)]
     return Group(*parts)
 
 
 def fit(view: View, limit: int, height: int) -> tuple[int, int]:
-    """Return how many rows of samples and of machines fit `height` lines; machines get a third of the room if both are many."""
-    room = height - 1 - 2 * (view.machines is not None) - 2 * (view.queue is not None)
-    machines = len(view.machines) if isinstance(view.machines, list) else 0
+    """Return how many rows of samples and of instances fit `height` lines; instances get a third of the room if both are many."""
+    room = height - 1 - 2 * (view.instances is not None) - 2 * (view.queue is not None)
+    instances = len(view.instances) if isinstance(view.instances, list) else 0
     samples = min(limit, len(view.samples))
     wanted = samples + (samples < len(view.samples))  # the line that counts what is left out
-    for_machines = min(machines, max(room // 3, min(2, room), room - wanted, 0))
-    for_samples = max(room - for_machines, 0)
+    for_instances = min(instances, max(room // 3, min(2, room), room - wanted, 0))
+    for_samples = max(room - for_instances, 0)
     return (
         samples if wanted <= for_samples else max(for_samples - 1, 0),
-        machines if machines <= for_machines else max(for_machines - 1, 0),
+        instances if instances <= for_instances else max(for_instances - 1, 0),
     )
 
 
@@ -138,27 +139,27 @@ def sample_table(view: View, rows: int, fitted: bool) -> Table:
     return table
 
 
-def machine_part(view: View, rows: int, fitted: bool) -> list[Any]:
-    """Return the first `rows` machines, those that have ended last, under their heading."""
-    if isinstance(view.machines, str):
-        return [_line(f"[bold]Machines[/]  [dim]{escape(view.machines)}[/]", fitted)]
-    machines = sorted(view.machines or [], key=lambda machine: machine.state == "terminated")
-    hidden = len(machines) - rows
+def instance_part(view: View, rows: int, fitted: bool) -> list[Any]:
+    """Return the first `rows` instances, those that have ended last, under their heading."""
+    if isinstance(view.instances, str):
+        return [_line(f"[bold]Instances[/]  [dim]{escape(view.instances)}[/]", fitted)]
+    instances = sorted(view.instances or [], key=lambda instance: instance.state == "terminated")
+    hidden = len(instances) - rows
     left_out = f"[dim]… and {hidden} more[/]" if hidden > 0 else ""
-    title = "[bold]Machines[/]  " + ("[dim]none[/]" if not machines else "" if rows else left_out)
+    title = "[bold]Instances[/]  " + ("[dim]none[/]" if not instances else "" if rows else left_out)
     table = grid()
     for _ in range(6):
         table.add_column(no_wrap=fitted)
-    for machine in machines[:rows]:
+    for instance in instances[:rows]:
         table.add_row(
-            f"  {machine.name}",
-            machine.identifier,
-            Text(machine.state, style=MACHINE_COLOURS.get(machine.state, "yellow")),
-            Text(ago(machine.launched, view.moment), style="dim"),
-            machine.kind,
-            machine.address or "",
+            f"  {instance.name}",
+            instance.identifier,
+            Text(instance.state, style=INSTANCE_COLOURS.get(instance.state, "yellow")),
+            Text(ago(instance.launched, view.moment), style="dim"),
+            instance.kind,
+            instance.address or "",
         )
-    shown = [_line(title.rstrip(), fitted), *([table] if rows and machines else [])]
+    shown = [_line(title.rstrip(), fitted), *([table] if rows and instances else [])]
     return [*shown, *([_line(f"  {left_out}", fitted)] if rows and left_out else [])]
 
 

@@ -1,4 +1,4 @@
-"""What scripts/submit and scripts/status share: the bucket or spool seen from outside, and what became of a sample in it."""
+"""What `pcgr-submit` and `pcgr-status` share: the bucket or spool seen from outside, and the state of a sample in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import errno
 import hashlib
 import io
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import boto3
 from boto3.exceptions import RetriesExceededError
@@ -24,18 +23,20 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Res
 from botocore.exceptions import ConnectionError as NotConnected
 
 from umccr_pcgr.client.cli import check_endpoint_variables, shown
+from umccr_pcgr.samples.documents import FailureReport, ProgressNote, json_object
+from umccr_pcgr.samples.labels import from_labels, relation
+from umccr_pcgr.samples.model import State, identity_of
 from umccr_pcgr.samples.naming import Role, Sample, classify
 
 SINGLE_PUT_MAX = 5 << 30  # bytes that S3 takes in one PutObject
 LOOKERS = 16  # parallel requests for the details of many samples
 CHUNK = 1 << 20
-# What S3 and its look-alikes answer when they want to be asked again, beside every answer from 500 on.
+# What S3 and compatible stores answer when they want to be asked again, beside every answer from 500 on.
 BUSY = frozenset({"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException"})
 # What the kernel reports of a network file system whose server is away.
 AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
-Progress = Callable[[int], None]  # told the number of bytes done so far
-State = Literal["queued", "running", "done", "failed"]
+Progress = Callable[[int], None]  # takes the number of bytes done so far
 
 
 class Refused(Exception):
@@ -62,12 +63,12 @@ class Entry:
     modified: datetime
     identity: str | None = None
     labels: Mapping[str, str] | None = None
-    claimed: bool = False  # an input in the hands of a machine, where the store shows it
+    claimed: bool = False  # an input claimed by a consumer, where the store shows it
 
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a sample's newest input."""
+    """The state of a sample's newest input."""
 
     sample: Sample
     state: State
@@ -77,6 +78,7 @@ class Status:
     host: str | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """Return it for programs."""
         return {
             "sample": self.sample.name,
             "key": self.sample.input_key,
@@ -137,7 +139,7 @@ def disk_errors(what: Path) -> Iterator[None]:
 
 
 class _Reader(io.BufferedReader):
-    """A file that tells how far it was read (botocore reads it once for the signature, once to send it)."""
+    """A file that reports how far it was read (botocore reads it once for the signature, once to send it)."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         super().__init__(io.FileIO(path))
@@ -160,9 +162,11 @@ class Bucket:
             self._s3.head_bucket(Bucket=name)
 
     def address(self, key: str) -> str:
+        """Return the object's address, s3://bucket/key."""
         return f"s3://{self._name}/{key}"
 
     def entries(self, prefix: str) -> list[tuple[Sample, Role, Entry]]:
+        """Return all objects of samples below `prefix`, without identities and labels."""
         found = []
         with aws_errors(self.address(prefix)):
             for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=prefix):
@@ -172,6 +176,7 @@ class Bucket:
         return found
 
     def entry(self, sample: Sample, role: Role) -> Entry | None:
+        """Return one object with its labels, or None."""
         key = sample.key(role)
         with aws_errors(self.address(key)):
             try:
@@ -183,6 +188,7 @@ class Bucket:
         return Entry(key, head["LastModified"], _identity(head), head["Metadata"])
 
     def document(self, key: str) -> dict[str, Any]:
+        """Return the JSON object stored at `key`; empty when it is gone or is none."""
         with aws_errors(self.address(key)):
             try:
                 body = self._s3.get_object(Bucket=self._name, Key=key)["Body"].read()
@@ -191,6 +197,7 @@ class Bucket:
         return json_object(body)
 
     def put(self, path: Path, sample: Sample, *, force: bool, progress: Progress) -> Entry:
+        """Store an input; Exists when there is one already and not `force`, MaybeStored when the connection is lost."""
         if path.stat().st_size > SINGLE_PUT_MAX:
             raise Refused(
                 f"{path}: found {path.stat().st_size} bytes; allowed: {SINGLE_PUT_MAX} (S3's limit for one upload)"
@@ -229,25 +236,26 @@ class Bucket:
         return self._stored(answer, sample)
 
     def _stored(self, answer: Mapping[str, Any], sample: Sample) -> Entry:
-        """The input that was just stored; from the answer itself where the store does not let us look or is away again."""
+        """The input that was just stored; from the answer itself where the store does not let us look or is unreachable again."""
         try:
             if found := self.entry(sample, "input"):
                 return found
         except Refused:
             pass
         else:
-            raise Refused(f"{self.address(sample.input_key)}: removed by somebody right after it was stored")
+            raise Refused(f"{self.address(sample.input_key)}: removed right after it was stored")
         date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return Entry(sample.input_key, date.astimezone(UTC), _identity(answer))
 
     def _stored_before(self, error: ClientError, sample: Sample, digest: str) -> Entry | None:
-        """The input that an earlier try of the same request stored, whose answer was lost; None if somebody else's is there."""
+        """The input that an earlier try of the same request stored, whose answer was lost; None if another one is there."""
         if not error.response["ResponseMetadata"].get("RetryAttempts"):
             return None
         found = self.entry(sample, "input")
         return found if found and (found.labels or {}).get("sha256") == digest else None
 
     def download(self, sample: Sample, folder: Path) -> Path:
+        """Copy the result into `folder`; returns its path there."""
         key = sample.result_key
         with aws_errors(self.address(key)), complete_file(folder / key.rpartition("/")[2]) as path:
             self._s3.download_file(self._name, key, str(path))
@@ -257,16 +265,7 @@ class Bucket:
 def _identity(answer: Mapping[str, Any]) -> str:
     """Which version of an object an answer of S3 is about, as in the labels of results."""
     version = answer.get("VersionId")
-    return f"version:{version}" if version and version != "null" else f"etag:{answer['ETag'].strip(chr(34))}"
-
-
-def json_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object in `data`; empty when it is none."""
-    try:
-        document = json.loads(data)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    return identity_of(version if version != "null" else None, answer["ETag"].strip('"'))
 
 
 @contextmanager
@@ -287,50 +286,51 @@ def complete_file(target: Path, *, replace: bool = True) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-def is_of(found: Entry, source: Entry) -> bool:
-    """Whether a result or report is of the input `source` or of a newer one, not of an older version.
+def is_of(found: Entry, source: Entry, is_current: Callable[[], bool]) -> bool:
+    """Return whether a result or report is of the input `source` or of a newer one, not of an older version.
 
-    It says so itself (the consumer's labels: identity, and time of the input); a store's own time decides where it does not.
+    Its labels say so, as they do for the consumer (:func:`umccr_pcgr.samples.labels.relation`, also for `is_current`); a store's own
+    time decides where they do not. A listing does not say which version of a second it shows: any version of that second counts.
     """
-    labels = found.labels or {}
-    if source.identity and labels.get("pcgr-input") == source.identity:
-        return True
-    try:
-        stated = datetime.fromisoformat(labels.get("pcgr-input-modified", ""))
-    except ValueError:
+    labelled = from_labels(found.labels or {}, "")
+    if labelled.last_modified is None and (labelled.identity is None or labelled.identity != source.identity):
         return found.modified >= source.modified
-    if source.identity and stated == source.modified:  # S3 counts whole seconds: another version of the same second
-        return False
-    return stated >= source.modified
+    return (
+        relation(labelled, source.identity, source.modified, lambda: bool(source.identity) and is_current()) != "older"
+    )
 
 
 def status_of(place: Place, sample: Sample, objects: Mapping[Role, Entry]) -> Status | None:
-    """What became of the newest input among `objects` (the sample's, without labels); None when there is no input."""
+    """Return the state of the newest input among `objects` (the sample's, without labels); None when there is no input."""
     source = objects.get("input")
     if not source:
         return None
 
+    def is_current() -> bool:
+        now = place.entry(sample, "input")
+        return now is not None and now.identity == source.identity
+
     def labelled(role: Role) -> Entry | None:
         found = place.entry(sample, role) if role in objects else None
-        return found if found and is_of(found, source) else None
+        return found if found and is_of(found, source, is_current) else None
 
     if result := labelled("result"):
         return Status(sample, "done", result.modified, address=place.address(sample.result_key))
     failed, running = labelled("failed"), objects.get("running")
-    report = place.document(sample.failed_key) if failed else {}
-    reason, host = _text(report.get("reason")), _text(report.get("host"))
-    if failed and report.get("permanent", True):  # nothing runs this input after that; a note left behind says nothing
+    report = FailureReport.read(place.document(sample.failed_key) if failed else {})
+    reason, host = report.reason, report.host
+    if failed and report.permanent:  # nothing runs this input after that; a note left behind says nothing
         return Status(sample, "failed", failed.modified, place.address(sample.failed_key), reason, host)
     if running and running.modified >= max(source.modified, failed.modified if failed else source.modified):
-        note = place.document(sample.running_key)
-        return Status(sample, "running", _time(note.get("started")) or running.modified, host=_text(note.get("host")))
+        note = ProgressNote.read(place.document(sample.running_key))
+        return Status(sample, "running", note.started or running.modified, host=note.host)
     if source.claimed:
         return Status(sample, "running", source.modified)
     return Status(sample, "queued", source.modified, None, f"will be tried again: {reason}" if failed else None, host)
 
 
 def follow(place: Place, sample: Sample, source: Entry) -> Status:
-    """What became of the input `source` that was just stored."""
+    """Return the state of the input `source` that was just stored."""
     found: dict[Role, Entry] = {"input": source}
     roles: tuple[Role, ...] = ("result", "failed", "running")
     for role in roles:
@@ -340,7 +340,7 @@ def follow(place: Place, sample: Sample, source: Entry) -> Status:
 
 
 def statuses(place: Place, prefix: str) -> list[Status]:
-    """All samples below `prefix`, the latest change first."""
+    """Return the states of all samples below `prefix`, the latest change first."""
     objects: dict[Sample, dict[Role, Entry]] = {}
     for sample, role, entry in place.entries(prefix):
         there = objects.setdefault(sample, {}).get(role)
@@ -349,15 +349,3 @@ def statuses(place: Place, prefix: str) -> list[Status]:
     with ThreadPoolExecutor(LOOKERS) as pool:
         found: Iterable[Status | None] = pool.map(lambda item: status_of(place, *item), objects.items())
         return sorted((status for status in found if status), key=lambda status: status.since, reverse=True)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else " ".join(str(value).split())
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(str(value))
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""From a user's files to a stored sample: what is asked for, the checks, the name and its number, the upload."""
+"""From a user's files to a stored sample: the submission, the checks, the name and its number, the upload."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from umccr_pcgr.client import options, pack
 from umccr_pcgr.client.store import Entry, Exists, Place, Progress, Refused
-from umccr_pcgr.samples.naming import NUMBER_MAX, Kind, NameRefused, Sample, parse
+from umccr_pcgr.samples.naming import NUMBER_MAX, SUFFIX, Kind, NameRefused, Sample, parse
 
-TARBALL = ".tar.gz"
-TRIES = 20  # numbers that others may take from under us while we look for a free one
+TARBALL = SUFFIX
+TRIES = 20  # free numbers that others may take first
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Prepared:
     tarball: Path
     sample: Sample
     members: list[tuple[str, int]]  # name, bytes
-    notes: list[str]  # what was decided in the user's place
+    notes: list[str]  # what was decided for the user
 
 
 def prefix(text: str) -> str:
@@ -58,29 +58,31 @@ def prefix(text: str) -> str:
     return text
 
 
-def prepare(wanted: Submission, folder: Path) -> Prepared:
-    """Pack what is wanted in the work folder `folder` and check it with the eyes of the consumer; Refused if it cannot work."""
-    _check_files(wanted)
-    spoken = options.dialect(wanted.release)
+def prepare(submission: Submission, folder: Path) -> Prepared:
+    """Pack the sample in the work folder `folder` and check it as the consumer will; Refused if it cannot be reported."""
+    _check_files(submission)
+    dialect = options.dialect(submission.release)
     notes: list[str] = []
-    if wanted.ready:
-        tarball, sample = wanted.file, _ready_name(wanted)
+    if submission.ready:
+        tarball, sample = submission.file, _ready_name(submission)
     else:
-        sample = _vcf_name(wanted)
-        wish = pack.Wish(wanted.file, sample.kind, wanted.assembly, wanted.tables, wanted.config, wanted.settings)
+        sample = _vcf_name(submission)
+        request = pack.Request(
+            submission.file, sample.kind, submission.assembly, submission.tables, submission.config, submission.settings
+        )
         tarball = folder / "sample.tar.gz"
         (folder / "members").mkdir()
-        notes = pack.pack(wish, sample, spoken, folder / "members", tarball)
-    members = pack.look(tarball, sample, wanted.assembly, spoken, folder / "look")
-    shutil.rmtree(folder / "look")
+        notes = pack.pack(request, sample, dialect, folder / "members", tarball)
+    members = pack.inspect(tarball, sample, submission.assembly, dialect, folder / "inspect")
+    shutil.rmtree(folder / "inspect")
     return Prepared(tarball, sample, members, notes)
 
 
-def _check_files(wanted: Submission) -> None:
+def _check_files(submission: Submission) -> None:
     named = [
-        ("", wanted.file),
-        ("--config: ", wanted.config),
-        *((f"--{kind}: ", p) for kind, p in wanted.tables.items()),
+        ("", submission.file),
+        ("--config: ", submission.config),
+        *((f"--{kind}: ", p) for kind, p in submission.tables.items()),
     ]
     for option, path in named:
         if path is None:
@@ -96,35 +98,35 @@ def _check_files(wanted: Submission) -> None:
             raise Refused(f"{option}{path}: {error.strerror}") from None
 
 
-def _vcf_name(wanted: Submission) -> Sample:
-    base = pack.stem(wanted.file)
-    kind: Kind = wanted.kind or "somatic"
+def _vcf_name(submission: Submission) -> Sample:
+    base = pack.stem(submission.file)
+    kind: Kind = submission.kind or "somatic"
     try:
-        return Sample(wanted.prefix, wanted.batch or base, wanted.number or 0, kind)
+        return Sample(submission.prefix, submission.batch or base, submission.number or 0, kind)
     except NameRefused as refusal:
-        hint = "" if wanted.batch else "; --batch gives the sample another name"
+        hint = "" if submission.batch else "; --batch gives the sample another name"
         raise Refused(f"{refusal}{hint}") from None
 
 
-def _ready_name(wanted: Submission) -> Sample:
-    """The ready tarball's name, with what the user wants otherwise; nothing else may be asked of it."""
-    others = {**wanted.tables, "config": wanted.config, "set": wanted.settings}
+def _ready_name(submission: Submission) -> Sample:
+    """Return the ready tarball's name, with the parts that the user chose; other options are refused."""
+    others = {**submission.tables, "config": submission.config, "set": submission.settings}
     for option, value in others.items():
         if value:
-            raise Refused(f"--{option}: {wanted.file} is a ready tarball and is sent as it is; allowed: with a VCF")
-    if wanted.batch and wanted.number is not None and wanted.kind:
-        return Sample(wanted.prefix, wanted.batch, wanted.number, wanted.kind)
-    found = parse(wanted.file.name)
-    number = found.number if wanted.number is None else wanted.number
-    return Sample(wanted.prefix, wanted.batch or found.batch, number, wanted.kind or found.kind)
+            raise Refused(f"--{option}: {submission.file} is a ready tarball and is sent as it is; allowed: with a VCF")
+    if submission.batch and submission.number is not None and submission.kind:
+        return Sample(submission.prefix, submission.batch, submission.number, submission.kind)
+    found = parse(submission.file.name)
+    number = found.number if submission.number is None else submission.number
+    return Sample(submission.prefix, submission.batch or found.batch, number, submission.kind or found.kind)
 
 
 def send(
-    place: Place, wanted: Submission, prepared: Prepared, force: bool, progress: Callable[[Sample], Progress]
+    place: Place, submission: Submission, prepared: Prepared, force: bool, progress: Callable[[Sample], Progress]
 ) -> tuple[Sample, Entry]:
-    """Store the tarball under its name; finds a free number first when the user left that to us."""
+    """Store the tarball under its name; finds a free number first when the user gave none."""
     sample = prepared.sample
-    find_number = wanted.number is None and not wanted.ready
+    find_number = submission.number is None and not submission.ready
     for _ in range(TRIES):
         if find_number:
             sample = Sample(sample.prefix, sample.batch, next_number(place, sample), sample.kind)
@@ -137,7 +139,7 @@ def send(
 
 
 def next_number(place: Place, sample: Sample) -> int:
-    """Return one more than the highest number of the batch, whatever is left of those samples."""
+    """Return one more than the highest number of the batch, whatever objects of those samples remain."""
     start = f"{sample.prefix}{sample.batch}-"
     used = [of.number for of, _, _ in place.entries(start) if (of.prefix, of.batch) == (sample.prefix, sample.batch)]
     if (number := max(used, default=0) + 1) > NUMBER_MAX:

@@ -1,14 +1,4 @@
-"""Sends a sample: a ready tarball, or a VCF that is packed into one, to a bucket or a spool folder.
-
-    scripts/submit --bucket B tumour.vcf.gz --cna tumour.cna.tsv --set tumor_site=6
-    scripts/submit --bucket B examples/demo-000001-somatic.tar.gz --wait --out reports
-    scripts/submit --bucket B --fetch demo-000001-somatic --out reports
-    scripts/submit --spool /var/spool/pcgr blood.vcf --type normal
-
-Exit codes: 0 sent (with --wait or --fetch: the result is there), 1 the sample failed, 2 refused, nothing was sent,
-3 the sample is stored (or may be: the line says so) but its result was not fetched; --fetch does that later,
-130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM, 141 the reader of the output went away.
-"""
+"""The program `pcgr-submit` (in a checkout `scripts/submit`)."""
 
 from __future__ import annotations
 
@@ -24,60 +14,72 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from umccr_pcgr.client import cli, spool, store, submission, wait
+from umccr_pcgr.samples.documents import FailureReport
 from umccr_pcgr.samples.naming import NUMBER_MAX, NameRefused, Sample
 
 NOT_FETCHED = 3
+DESCRIPTION = """Send a sample to a bucket or a spool folder: a ready tarball, or a VCF that is packed into one.
+
+    %(prog)s --bucket B tumour.vcf.gz --cna tumour.cna.tsv --set tumor_site=6
+    %(prog)s --bucket B demo-000001-somatic.tar.gz --wait --out reports
+    %(prog)s --bucket B --fetch demo-000001-somatic --out reports
+    %(prog)s --spool /var/spool/pcgr blood.vcf --type normal
+
+Exit codes: 0 sent (with --wait or --fetch: the result is there), 1 the sample failed, 2 refused, nothing was sent,
+3 the sample is stored (or may be: the line says so) but its result was not fetched; --fetch does that later,
+130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM, 141 the reader of the output went away.
+"""
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; refuse what does not go together."""
-    parser = cli.Parser(prog="submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", nargs="?", help="FILE.tar.gz, FILE.vcf.gz or FILE.vcf")
-    where = parser.add_argument_group("where to")
-    place = where.add_mutually_exclusive_group(required=True)
+    destination = parser.add_argument_group("destination")
+    place = destination.add_mutually_exclusive_group(required=True)
     place.add_argument("--bucket", type=cli.bucket, help="the bucket")
     place.add_argument("--spool", type=Path, metavar="DIR", help="the spool folder (holds inbox/)")
-    where.add_argument(
+    destination.add_argument(
         "--prefix",
         type=submission.prefix,
         default="",
         metavar="P/",
         help="folder in the bucket or inbox, e.g. inbox/",
     )
-    where.add_argument(
+    destination.add_argument(
         "--endpoint-url",
         type=cli.endpoint,
         metavar="URL",
-        help="not AWS but this address (also: AWS_ENDPOINT_URL)",
+        help="another endpoint than AWS (also: AWS_ENDPOINT_URL)",
     )
-    where.add_argument("--force", action="store_true", help="replace an input of the same name")
-    name = parser.add_argument_group("the sample's name (a ready tarball has one)")
+    destination.add_argument("--force", action="store_true", help="replace an input of the same name")
+    name = parser.add_argument_group("name of the sample (a ready tarball has one)")
     name.add_argument("--batch", help="first part (default: the VCF's name)")
     name.add_argument(
         "--number", type=cli.whole(0, NUMBER_MAX), metavar="N", help="second part (default: the next free one)"
     )
     name.add_argument("--type", choices=["somatic", "normal"], help="somatic: PCGR (default), normal: CPSR")
-    sample = parser.add_argument_group("what goes with a VCF")
-    sample.add_argument("--assembly", choices=["grch37", "grch38"], help="default: told from the VCF's header")
+    sample = parser.add_argument_group("options for a VCF")
+    sample.add_argument("--assembly", choices=["grch37", "grch38"], help="default: read from the VCF's header")
     sample.add_argument("--cna", type=Path, metavar="F", help="copy-number segments (.tsv)")
     sample.add_argument("--fusions", type=Path, metavar="F", help="RNA fusions (.tsv)")
     sample.add_argument("--expression", type=Path, metavar="F", help="RNA expression (.tsv, .tsv.gz)")
     sample.add_argument("--config", type=Path, metavar="F", help="TOML file with the tool's options")
     sample.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="one option of the tool"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="one of the tool's options"
     )
     sample.add_argument(
         "--release", default="newest", metavar="R", help="PCGR release whose options are checked (default: newest)"
     )
-    after = parser.add_argument_group("afterwards")
-    after.add_argument("--wait", action="store_true", help="until the result is there, and fetch it")
-    after.add_argument(
-        "--fetch", metavar="NAME", help="no FILE: wait for the result of a sample sent earlier, and fetch it"
+    result = parser.add_argument_group("result")
+    result.add_argument("--wait", action="store_true", help="wait for the result and fetch it")
+    result.add_argument(
+        "--fetch", metavar="NAME", help="instead of FILE: wait for the result of a sample sent earlier and fetch it"
     )
-    after.add_argument("--out", type=Path, metavar="DIR", help="folder for the result (default: .)")
-    after.add_argument("--unpack", action="store_true", help="unpack the result in that folder, too")
-    after.add_argument(
-        "--timeout", type=cli.seconds(zero=True), metavar="SECONDS", help="of --wait or --fetch (default: none)"
+    result.add_argument("--out", type=Path, metavar="DIR", help="folder for the result (default: .)")
+    result.add_argument("--unpack", action="store_true", help="also unpack the result in that folder")
+    result.add_argument(
+        "--timeout", type=cli.seconds(zero=True), metavar="SECONDS", help="limit of --wait or --fetch (default: none)"
     )
     arguments = parser.parse_args()
     check_together(parser, arguments)
@@ -101,8 +103,8 @@ def check_together(parser: cli.Parser, arguments: argparse.Namespace) -> None:
             parser.error(f"--fetch: does not go with {shown}: the sample was sent before")
 
 
-def wanted(arguments: argparse.Namespace) -> submission.Submission:
-    """What the user asks to be sent."""
+def request_of(arguments: argparse.Namespace) -> submission.Submission:
+    """Return what the user asks to be sent."""
     kinds = ("cna", "fusions", "expression")
     return submission.Submission(
         arguments.file,
@@ -120,7 +122,7 @@ def wanted(arguments: argparse.Namespace) -> submission.Submission:
 
 def send(place: store.Place, arguments: argparse.Namespace, console: cli.Console) -> tuple[Sample, store.Entry]:
     """Pack or check the file, show what is sent, and send it."""
-    request = wanted(arguments)
+    request = request_of(arguments)
     # The folder holds a patient's variants; it is removed however this process ends, except by SIGKILL
     with tempfile.TemporaryDirectory(prefix="pcgr-submit-") as folder:
         console.print(f"[bold]{escape(arguments.file.name)}[/]")
@@ -169,20 +171,20 @@ def fetch(
 def failed(place: store.Place, status: store.Status, console: cli.Console) -> int:
     """Print why a sample failed; returns the exit code."""
     try:
-        tail = place.document(status.sample.failed_key).get("log_tail")
+        tail = FailureReport.read(place.document(status.sample.failed_key)).log_tail
     except store.Refused:
-        tail = None
+        tail = ()
     console.print(f"[red]✘[/] {status.sample.name} failed: {escape(status.reason or 'no reason given')}")
-    for line in tail if isinstance(tail, list) else []:
+    for line in tail:
         console.print(f"  {line}", style="dim", markup=False)
     console.print(f"  {status.address}")
     return 1
 
 
 def fetch_command(arguments: argparse.Namespace, sample: Sample) -> str:
-    """The command that fetches the sample's result later."""
+    """Return the command that fetches the sample's result later."""
     command = [
-        sys.argv[0],
+        cli.program_name(),
         *(["--bucket", arguments.bucket] if arguments.bucket else ["--spool", str(arguments.spool)]),
     ]
     command += ["--endpoint-url", arguments.endpoint_url] if arguments.endpoint_url else []
@@ -206,7 +208,7 @@ def run() -> int:
         try:
             sample, source = send(place, arguments, console)
         except store.MaybeStored as lost:
-            print(f"submit: {lost}", file=sys.stderr)
+            print(f"{cli.program_name()}: {lost}", file=sys.stderr)
             return NOT_FETCHED
         console.print(f"[green]✔[/] {place.address(sample.input_key)}")
         console.print(f"  result: {place.address(sample.result_key)}")
@@ -216,13 +218,13 @@ def run() -> int:
     try:
         return fetch(place, sample, source, arguments, console)
     except wait.NotFetched as reason:
-        print(f"submit: {reason}; {later}", file=sys.stderr)
+        print(f"{cli.program_name()}: {reason}; {later}", file=sys.stderr)
         return NOT_FETCHED
     except KeyboardInterrupt:
-        print(f"submit: {later}", file=sys.stderr)
+        print(f"{cli.program_name()}: {later}", file=sys.stderr)
         raise
 
 
 def main() -> int:
     """Entry point of `pcgr-submit`; returns the exit code."""
-    return cli.run("submit", run, (store.Refused, NameRefused))
+    return cli.run(cli.program_name(), run, (store.Refused, NameRefused))

@@ -33,7 +33,7 @@ def wait(
 ) -> Status:
     """Wait until the result of this very input is there, or its failure is final; returns that status.
 
-    `show` is given each look's outcome. `timeout` is in seconds, None for no limit. NotFetched when that is over, when the store
+    `show` is called with each poll's outcome. `timeout` is in seconds, None for no limit. NotFetched when that is over, when the store
     does not answer for `silence` seconds, or when it refuses.
     """
     start = heard = time.monotonic()

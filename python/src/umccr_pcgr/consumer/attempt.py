@@ -3,48 +3,48 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from umccr_pcgr import __version__
-from umccr_pcgr.samples import checks, clock, naming
+from umccr_pcgr.samples import checks, clock
 from umccr_pcgr.samples.dialect import ConfigError, Inputs, arguments, assembly_of
+from umccr_pcgr.samples.documents import FailureReport, ProgressNote, as_json, input_fields
 from umccr_pcgr.samples.model import InputRef, InputVersion, Permanent, Stopped, Transient
+from umccr_pcgr.samples.naming import InputKey, Sample
+from umccr_pcgr.samples.notes import is_note
 from umccr_pcgr.samples.unpack import unpack
 
 from .config import Image, Settings
-from .pack import as_json, pack
+from .pack import pack
 from .publish import Verdict, publish, standing
 from .queue import Store
-from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Run, Runtime, error_line, last_line, log_tail
+from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Run, Runtime
+from .success import failure, shortcomings
+from .workspace import disk_errors, wipe
 
 log = logging.getLogger(__name__)
 
 End = Literal["published", "duplicate", "superseded", "failed", "ignored"]
-MARK = "processed-samples"  # in state_dir; a machine that has it is never made an image of
-SIGNALLED = 128  # exit codes above it: ended by the signal `code - 128`
-DISK_FULL = 64 << 20  # bytes; with less left on the work disk a failure of the tool proves nothing
-PATIENCE = 900.0  # seconds for which a finished result waits for a store that fails
-PAUSE = 5.0  # seconds between two tries of it
-SHOWN = 80  # characters of a name off the convention that appear in logs and reports
+MARK = "processed-samples"  # in state_dir; no image is made of a host that has it
+PATIENCE = 900.0  # seconds for which a finished result waits for a failing store
+PAUSE = 5.0  # seconds between two attempts to publish it
 LOGS_KEPT = 50  # logs of failed runs kept in log_dir
 
 
-class Watch(Protocol):
-    """What an attempt asks of its lease."""
+class LeaseView(Protocol):
+    """The part of a lease that an attempt uses."""
 
     lost: bool
 
     def reason(self) -> str | None:
-        """Why work must stop now, or None."""
+        """Return why work must stop now, or None."""
 
 
 @dataclass(frozen=True)
@@ -59,70 +59,36 @@ class Context:
     host: str = field(default_factory=socket.gethostname)
 
 
-def wipe(path: Path) -> None:
-    """Remove a work folder whatever the tool did to its permissions; a failure is logged, never raised."""
-    try:
-        for folder, folders, _ in os.walk(path):
-            for name in folders:
-                if not (inner := Path(folder, name)).is_symlink():
-                    inner.chmod(0o700)
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        log.error("cannot wipe %s: %s", path, error)
-
-
-def clear_leftovers(context: Context) -> None:
-    """At start: end what an earlier life of this worker left running, then wipe what it left lying."""
-    for name in context.runtime.clear():
-        log.warning("killed the leftover run %s", name)
-    for path in context.settings.work_dir.glob(f"{WORK_PREFIX}*"):
-        log.warning("wiping the leftover folder %s", path)
-        wipe(path)
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    """What this machine's own disk refuses is no fault of the sample."""
-    try:
-        yield
-    except OSError as error:
-        raise Transient("disk", f"{error.filename or 'work folder'}: {error.strerror or error}") from error
-
-
 class Attempt:
-    """One try at one input. :meth:`run` ends with an End, or raises Transient (try again later) or Stopped."""
+    """One try at one input. :meth:`run` ends with an End, or raises Transient (retry later) or Stopped."""
 
-    def __init__(self, context: Context, ref: InputRef, watch: Watch, *, last: bool = False) -> None:
-        """`last`: the queue will not bring this message again, so that even a passing failure must be reported."""
+    def __init__(self, context: Context, ref: InputRef, lease: LeaseView, *, last: bool = False) -> None:
+        """`last`: the queue will not deliver this message again, so that even a passing failure must be reported."""
         self.context = context
         self.ref = ref
-        self.watch = watch
+        self.input = InputKey.read(ref.key)
+        self.name = self.input.shown
+        self.lease = lease
         self.last = last
         self.id = secrets.token_hex(8)
         self.work = context.settings.work_dir / f"{WORK_PREFIX}{self.id}"
         self.started = clock.utc()
         self.sha256: str | None = None
         self.version = InputVersion(ref.bucket, ref.key, ref.version_id, ref.etag, ref.size or 0, None)
-        # for logs and reports; a key off the convention may hold anything
-        self.name = ascii(ref.key.rpartition("/")[2].removesuffix(naming.SUFFIX))[1:-1][:SHOWN]
-        self.failed_key = ref.key.removesuffix(naming.SUFFIX) + naming.ENDINGS["failed"]
 
     def run(self, *, give_up: str | None = None) -> End:
-        """`give_up`: report this as the failure instead of trying."""
-        own = any(self.ref.key.endswith(naming.ENDINGS[role]) for role in ("result", "failed", "running"))
-        if self.context.store.echoes and (own or naming.is_note(self.ref.key)):
+        """Report the sample; with `give_up`, report this as the failure instead of trying."""
+        if self.context.store.echoes and (self.input.is_output or is_note(self.ref.key)):
             return "ignored"  # our own objects, seen through an event source without a filter
         try:
-            with _disk():
+            with disk_errors():
                 return self._run(give_up)
         except Permanent as error:
             self._halt()
-            with _disk():
+            with disk_errors():
                 return self._fail(error, permanent=True)
         except Transient as error:
-            if self.last and not self.watch.reason():
+            if self.last and not self.lease.reason():
                 self._report_last(error)
             raise
 
@@ -130,20 +96,16 @@ class Attempt:
         self._mark()
         found = self.context.store.head(self.ref)
         self.version = found or self.version
-        try:
-            sample = naming.parse(self.ref.key)
-        except naming.NameRefused as error:
-            if end := self._already(None):
-                return end
-            raise Permanent("name", str(error)) from None
-        self.failed_key = sample.failed_key
-        if end := self._already(sample):
+        if end := self._already():
             return end
+        sample = self.input.sample
+        if not sample:
+            raise Permanent("name", self.input.refusal or "")
         if not found:
             raise Permanent("fetch", f"{self.ref.key}: the object does not exist any more")
         if give_up:
-            told = self.context.store.published(self.version.bucket, self.failed_key)
-            if told and told.identity == self.version.identity:
+            report = self.context.store.published(self.version.bucket, self.input.failed_key)
+            if report and report.identity == self.version.identity:
                 return "failed"  # the last try has left a better reason
             return self._fail(Transient("queue", give_up), permanent=False)
         try:
@@ -152,41 +114,41 @@ class Attempt:
         finally:
             wipe(self.work)
 
-    def _already(self, sample: naming.Sample | None) -> End | None:
-        """Whether this input needs no work: its result or refusal is published, or that of a newer version."""
-        store, version = self.context.store, self.version
-        if sample:
+    def _already(self) -> End | None:
+        """Return why this input needs no work: its result or refusal is published, or that of a newer version; None if it does."""
+        store, version, failed_key = self.context.store, self.version, self.input.failed_key
+        if sample := self.input.sample:
             stands = standing(store, store.published(version.bucket, sample.result_key), version)
             if stands in ("same", "newer"):
                 return "duplicate" if stands == "same" else "superseded"
-        report = store.published(version.bucket, self.failed_key)
+        report = store.published(version.bucket, failed_key)
         stands = standing(store, report, version)
         if stands == "newer":
             return "superseded"
         if stands == "same" and report:
             if report.last_modified == version.last_modified:
                 return "duplicate"
-            store.delete(version.bucket, self.failed_key)  # the same bytes put there again: a wish to try again
+            store.delete(version.bucket, failed_key)  # the same bytes stored again: a request to try again
         return None
 
     def _halt(self) -> None:
-        if reason := self.watch.reason():
+        if reason := self.lease.reason():
             raise Stopped(reason)
 
     def _mark(self) -> None:
-        """Before anything is looked at: a machine that was sent a sample may hold patient data, if only in its spool folder."""
+        """Mark the host before anything else: once it is sent a sample it may hold patient data, if only in its spool folder."""
         mark = self.context.settings.state_dir / MARK
         if not mark.exists():
             mark.write_text(f"since {clock.iso(clock.utc())}\n", encoding="utf-8")
 
-    def _report(self, sample: naming.Sample) -> End:
+    def _report(self, sample: Sample) -> End:
         settings = self.context.settings
         free = shutil.disk_usage(settings.work_dir).free
         # three times: the tarball, its content, and the packed result, which holds about as much again
         if free < (needed := settings.limits.free_bytes + 3 * self.version.size):
             raise Transient("disk", f"{settings.work_dir}: {free} bytes free, {needed} needed")
         tarball = self.work / "input.tar.gz"
-        self.sha256 = self.context.store.fetch(self.version, tarball, self.watch.reason)
+        self.sha256 = self.context.store.fetch(self.version, tarball, self.lease.reason)
         self._halt()
         limits = settings.limits
         names = unpack(
@@ -205,11 +167,11 @@ class Attempt:
         try:
             return self._tool(sample, assembly, argv)
         finally:
-            if not self.watch.lost:
+            if not self.lease.lost:
                 self._forget(sample.running_key)
 
-    def _prepare(self, sample: naming.Sample, names: list[str]) -> tuple[str, list[str]]:
-        """The checks; then the assembly and the tool's command."""
+    def _prepare(self, sample: Sample, names: list[str]) -> tuple[str, list[str]]:
+        """Check the files; return the assembly and the tool's command."""
         settings, inputs = self.context.settings, self.work / "inputs"
         files = checks.sort_files(names)
         config = checks.read_toml(inputs / files.toml) if files.toml else {}
@@ -250,16 +212,16 @@ class Attempt:
         )
         return assembly, argv
 
-    def _tool(self, sample: naming.Sample, assembly: str, argv: list[str]) -> End:
+    def _tool(self, sample: Sample, assembly: str, argv: list[str]) -> End:
         settings = self.context.settings
         job = Job(self.id, argv, self.work / "inputs", self.work / "outputs", self.work / "pcgr.log")
         job.outputs.mkdir(mode=0o700)
         begun = time.monotonic()
-        result = self.context.runtime.run(job, settings.timeout_seconds, self.watch.reason)
+        result = self.context.runtime.run(job, settings.timeout_seconds, self.lease.reason)
         seconds = time.monotonic() - begun
         if result.stopped:
             raise Stopped(result.stopped)
-        self._judge(job, result, sample, assembly)
+        self._verify(job, result, sample, assembly)
         self._halt()
         packed = self.work / "result.tar.gz"
         provenance = self._provenance(sample, argv, seconds)
@@ -272,7 +234,7 @@ class Attempt:
         return verdict
 
     def _publish(self, key: str, packed: Path) -> Verdict:
-        """Hours of work are not thrown away because the store is down for minutes."""
+        """Publish the result, with patience: hours of work are not thrown away because the store is down for minutes."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -284,62 +246,34 @@ class Attempt:
                 time.sleep(PAUSE)
                 self._halt()
 
-    def _judge(self, job: Job, result: Run, sample: naming.Sample, assembly: str) -> None:
-        """Success is looked at, not believed: PCGR exits 0 on many failures."""
-        tail = log_tail(job.log)
+    def _verify(self, job: Job, result: Run, sample: Sample, assembly: str) -> None:
+        settings = self.context.settings
         success = self.context.release["dialect"]["commands"][sample.command]["success"]
-        closed = any(success["closing"] in line for line in tail)
         prefix = success["prefix"].replace("{sample}", sample.name).replace("{assembly}", assembly)
-        missing = [end for end in success["files"] if not _is_filled(job.outputs / f"{prefix}{end}")]
-        if result.code == 0 and closed and not missing and not result.overtime:
+        found = shortcomings(job, result, success, prefix)
+        if not found and not result.overtime:
             return
         self._keep_log(job.log, sample)
-        last = last_line(tail)
-        if result.overtime:
-            limit = self.context.settings.timeout_seconds
-            raise Permanent("run", f"{sample.command} ran longer than {limit} s; last line: {last}", tail)
-        if result.code > SIGNALLED or result.code < 0:
-            raise Transient(
-                "run",
-                f"{sample.command} was killed by signal {abs(result.code) % SIGNALLED} (from outside, or for more memory than "
-                f"{self.context.settings.limits.memory}); last line: {last}",
-                tail,
-            )
-        full = shutil.disk_usage(self.work).free < DISK_FULL
-        if full or any("No space left on device" in line for line in tail):
-            raise Transient("run", f"{sample.command} failed on a full disk; last line: {last}", tail)
-        faults = [f"exit code {result.code}"] if result.code else []
-        faults += [] if closed else [f"no closing line {success['closing']!r}"]
-        faults += [f"no {prefix}{end}" for end in missing]
-        said = error_line(tail)
-        why = f"error: {said}" if said else f"last line: {last}"
-        raise Permanent("run", f"{sample.command} failed: {', '.join(faults)}; {why}", tail)
+        raise failure(
+            sample.command, job, result, found, timeout=settings.timeout_seconds, memory=settings.limits.memory
+        )
 
-    def _keep_log(self, source: Path, sample: naming.Sample) -> None:
-        """For the operator: the whole log of a run that failed; the oldest ones go."""
+    def _keep_log(self, source: Path, sample: Sample) -> None:
+        """Keep the whole log of a run that failed for the operator, and remove the oldest logs."""
         folder = self.context.settings.log_dir
         shutil.copyfile(source, folder / f"{sample.name}-{self.id}.log")
         logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         for path in logs[:-LOGS_KEPT]:
             path.unlink(missing_ok=True)
 
-    def _input(self) -> dict[str, Any]:
-        version = self.version
-        return {
-            "bucket": version.bucket,
-            "key": version.key,
-            "version_id": version.version_id,
-            "etag": version.etag,
-            "bytes": version.size,
-            "sha256": self.sha256,
-            "last_modified": clock.iso(version.last_modified),
-        }
+    def _input_fields(self) -> dict[str, Any]:
+        return input_fields(self.version, self.sha256)
 
-    def _provenance(self, sample: naming.Sample, argv: list[str], seconds: float) -> dict[str, Any]:
+    def _provenance(self, sample: Sample, argv: list[str], seconds: float) -> dict[str, Any]:
         release, image = self.context.release, self.context.image
         return {
             "sample": sample.name,
-            "input": self._input(),
+            "input": self._input_fields(),
             "release": release["release"],
             "image": image.provenance(),
             "bundle": {"date": release["bundle"]["date"]},
@@ -353,14 +287,10 @@ class Attempt:
             "seconds": round(seconds, 3),
         }
 
-    def _progress(self, sample: naming.Sample) -> None:
-        note = {
-            "sample": sample.name,
-            "input": self._input(),
-            "attempt": self.id,
-            "host": self.context.host,
-            "started": clock.iso(self.started),
-        }
+    def _progress(self, sample: Sample) -> None:
+        note = ProgressNote.document(
+            sample.name, self._input_fields(), attempt=self.id, host=self.context.host, started=self.started
+        )
         self.context.store.put(self.version.bucket, sample.running_key, as_json(note))
 
     def _forget(self, key: str) -> None:
@@ -371,40 +301,32 @@ class Attempt:
 
     def _fail(self, error: Permanent | Transient, *, permanent: bool) -> End:
         """Publish the failure report, unless a result or a report of this version or a newer one came first."""
-        if end := self._already(naming.parse(self.ref.key) if self._named() else None):
+        if end := self._already():
             return end
         reason = " ".join(str(error).split())
-        report = {
-            "sample": self.name,
-            "input": self._input(),
-            "reason": reason,
-            "stage": error.stage,
-            "attempt": self.id,
-            "host": self.context.host,
-            "time": clock.iso(clock.utc()),
-            "permanent": permanent,
-            "log_tail": list(error.log_tail),
-        }
+        report = FailureReport.document(
+            self.name,
+            self._input_fields(),
+            reason=reason,
+            stage=error.stage,
+            attempt=self.id,
+            host=self.context.host,
+            time=clock.utc(),
+            permanent=permanent,
+            log_tail=error.log_tail,
+        )
         self.work.mkdir(mode=0o700, exist_ok=True)
         try:
             path = self.work / "failed.json"
             path.write_bytes(as_json(report))
-            verdict = publish(self.context.store, self.failed_key, path, self.version, self.id, final=permanent)
+            verdict = publish(self.context.store, self.input.failed_key, path, self.version, self.id, final=permanent)
         finally:
             wipe(self.work)
         log.error("sample=%s attempt=%s failed (%s): %s", self.name, self.id, error.stage, reason)
         return "failed" if verdict == "published" else verdict
-
-    def _named(self) -> bool:
-        found = naming.classify(self.ref.key)
-        return found is not None and found[1] == "input"
 
     def _report_last(self, error: Transient) -> None:
         try:
             self._fail(error, permanent=False)
         except (Transient, OSError) as second:
             log.error("sample=%s attempt=%s cannot report the failure either: %s", self.name, self.id, second)
-
-
-def _is_filled(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and path.stat().st_size > 0

@@ -26,7 +26,8 @@ from .queue import Queue, Store
 from .runtime import Runtime
 from .sandbox import ApptainerRuntime, CondaRuntime
 from .smoke import smoke
-from .spool import VISIBILITY, SpoolQueue, SpoolStore
+from .spool_queue import VISIBILITY, SpoolQueue
+from .spool_store import SpoolStore
 from .sqs import S3Store, SqsQueue
 from .worker import Worker
 
@@ -35,7 +36,7 @@ TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def backend(settings: Settings) -> tuple[Queue, Store]:
-    """The queue and the store that the settings name; Transient when the queue cannot be reached."""
+    """Return the queue and the store that the settings name; Transient when the queue cannot be reached."""
     queue = settings.queue
     if queue.kind == "sqs":
         return SqsQueue(queue), S3Store(queue)
@@ -47,14 +48,14 @@ def backend(settings: Settings) -> tuple[Queue, Store]:
 
 
 def runtime_of(settings: Settings, image: Image) -> Runtime:
-    """What runs the tool here, by the kind that runtime.json records."""
+    """Return what runs the tool here, by the kind that runtime.json records."""
     if image.kind == "docker":
         return DockerRuntime(settings, image, f"{os.getuid()}:{os.getgid()}")
     return {"apptainer": ApptainerRuntime, "conda": CondaRuntime}[image.kind](settings, image)
 
 
 def check(context: Context) -> None:
-    """Whether a sample could be reported now; ConsumerError or SettingsError with one line if not."""
+    """Ensure that a sample could be reported now; ConsumerError or SettingsError with one line if not."""
     settings = context.settings
     separate = context.release["vep"].get("location") != "in_bundle"  # PCGR 1.4.1 and older have it in the bundle
     for path in (settings.refdata_dir / "data", settings.vep_dir / "homo_sapiens"):
@@ -70,8 +71,8 @@ def check(context: Context) -> None:
 
 
 @contextmanager
-def alone(state_dir: Path) -> Iterator[None]:
-    """One consumer per machine: at its start it kills what carries an attempt's mark."""
+def exclusive_lock(state_dir: Path) -> Iterator[None]:
+    """Hold the lock of the one consumer per host, which kills at its start what carries an attempt's mark; Transient if it is taken."""
     try:
         lock = (state_dir / "lock").open("w")
     except OSError as error:
@@ -80,19 +81,19 @@ def alone(state_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Transient("start", f"{state_dir}/lock: another consumer runs on this machine") from None
+            raise Transient("start", f"{state_dir}/lock: another consumer runs on this host") from None
         yield
 
 
-def taken_away(worker: Worker, notes: Notes | None, notice: str) -> None:
-    """A spot notice: first the sample goes back to the queue, then the notice is noted."""
+def interrupted(worker: Worker, notes: Notes | None, notice: str) -> None:
+    """Handle an interruption notice: first the sample returns to the queue, then a note is written."""
     worker.stop(notice)
     if notes:
         notes.interrupted()
 
 
 def _stop_on_signals(worker: Worker) -> None:
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, _unused: object) -> None:
         # in a thread of its own: the handler runs in the main thread, which may hold the very lock that stop() needs
         threading.Thread(target=worker.stop, args=[signal.Signals(number).name], daemon=True).start()
 
@@ -101,21 +102,24 @@ def _stop_on_signals(worker: Worker) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 ended as told, drained, or (--check, --smoke) all well; 1 cannot run, or not well; 75 (--once) the message comes again."""
+    """Run `pcgr-consumer`; returns the exit code.
+
+    0: stopped, drained, or (--check, --smoke) all good. 1: cannot run, or not good. 75 (--once): the message is delivered again.
+    """
     parser = argparse.ArgumentParser(
         prog="pcgr-consumer", description="Report samples from a queue with PCGR and CPSR."
     )
     parser.add_argument("--config", type=Path, default=Path("/etc/pcgr/consumer.toml"), help="default: %(default)s")
-    parser.add_argument("--once", action="store_true", help="handle at most one message, then end")
-    parser.add_argument("--check", action="store_true", help="look whether a sample could be reported now, then end")
+    parser.add_argument("--once", action="store_true", help="handle at most one message, then exit")
+    parser.add_argument("--check", action="store_true", help="check whether a sample could be reported now, then exit")
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="try the installed runtime without a sample, one line per question, then end",
+        help="test the installed runtime without a sample, one line per question, then exit",
     )
     parser.add_argument("--version", action="version", version=f"pcgr-consumer {__version__}")
     options = parser.parse_args(argv)
-    # the journal adds the time; sample names are all that may appear of a patient
+    # the journal adds the time; a sample's name is all that may appear of a patient
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s", force=True)
     os.umask(0o027)
     try:
@@ -126,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _smoke(config: Path, settings: Settings, release: dict[str, Any], image: Image, runtime: Runtime) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # raises, so that what runs is killed and wiped
+    signal.signal(signal.SIGTERM, lambda *_unused: sys.exit(1))  # raises, so that what runs is killed and wiped
     good = True
     for fine, line in smoke(
         settings, release, image, runtime, [config.absolute(), settings.release_file, settings.runtime_file]
@@ -148,10 +152,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         print(f"ready: PCGR {release['release']}, {', '.join(settings.assemblies)}, queue {settings.queue.kind}")
         return 0
-    with alone(settings.state_dir):
-        watch = imds.Watch(lambda notice: taken_away(worker, notes, notice))
+    with exclusive_lock(settings.state_dir):
+        watch = imds.InterruptionWatch(lambda notice: interrupted(worker, notes, notice))
         bucket = settings.queue.notes_bucket if settings.queue.kind == "sqs" else None
-        notes = Notes(store, bucket, lambda: watch.machine) if bucket else None
+        notes = Notes(store, bucket, lambda: watch.instance) if bucket else None
         worker = Worker(context, queue, notes=notes)
         _stop_on_signals(worker)
         worker.start()
@@ -160,7 +164,7 @@ def _run(options: argparse.Namespace) -> int:
             log.info("once: %s", handled or "nothing to do")
             return 0 if handled in (None, "done", "failed") else TEMPORARY
         if queue.max_receives is None:
-            log.warning("the queue has no dead-letter queue: a message that fails for ever comes for ever")
+            log.warning("the queue has no dead-letter queue: a message that always fails is delivered for ever")
         watch.start()
         log.info("waiting for samples: PCGR %s, queue %s", release["release"], settings.queue.kind)
         try:

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# SQS hides a message for at most 12 h in all (ChangeMessageVisibility); one hour of it is left for fetch and publish.
+# SQS hides a message for at most 12 h in all (ChangeMessageVisibility); one hour of it remains for fetch and publish.
 SQS_TIMEOUT_MAX = 11 * 3600
 
 
@@ -64,7 +64,7 @@ class Image:
     """What runs the tool. ``image``: a container image's local id (docker), a SIF file (apptainer), a folder (conda).
 
     ``reference`` and ``digest`` say where an image came from; ``sha256`` is the SIF file's; ``prefixes`` and ``locks`` are
-    the conda environments, ``pcgr`` and ``pcgrr``, and the SHA-256 of the lock files that they were made from.
+    the conda environments, ``pcgr`` and ``pcgrr``, and the SHA-256 of the lock files that they were built from.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Image:
     locks: Mapping[str, str] = field(default_factory=dict)
 
     def provenance(self) -> dict[str, Any]:
-        """What a result says about it."""
+        """Return what a result says about it."""
         known = {
             "kind": self.kind,
             "reference": self.reference,
@@ -178,7 +178,7 @@ def _table(path: Path, where: str, table: Any, checks: Mapping[str, Check]) -> d
 
 
 def read_settings(path: Path) -> Settings:
-    """Parse and check consumer.toml; SettingsError with one line when anything is off."""
+    """Parse and check consumer.toml; SettingsError with one line when anything is wrong."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -268,5 +268,7 @@ def read_release(path: Path) -> dict[str, Any]:
             "(the command of older ones starts docker itself; their data can be installed, samples not reported)"
         )
     if not all("success" in command for command in release["dialect"].get("commands", {}).values()):
-        raise SettingsError(f"{path}: dialect.commands: found one without success, which says what a whole run leaves")
+        raise SettingsError(
+            f"{path}: dialect.commands: found one without success, which lists what a complete run leaves"
+        )
     return release

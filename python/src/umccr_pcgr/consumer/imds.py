@@ -1,4 +1,4 @@
-"""The EC2 metadata service (IMDSv2 only): which machine this is, and the notice that it will be taken away."""
+"""The EC2 metadata service (IMDSv2 only): the id of this instance, and the notice that it will be interrupted."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from urllib.parse import urlsplit
 
 log = logging.getLogger(__name__)
 ADDRESS = "http://169.254.169.254"
-LOOK_SECONDS = 5.0  # AWS's advice for polling the notice, which comes two minutes ahead
-TOKEN_SECONDS = 21600  # the longest that the service gives
+POLL_SECONDS = 5.0  # AWS's advice for polling the notice, which appears two minutes before
+TOKEN_SECONDS = 21600  # the most that the service allows
 ANSWER_SECONDS = 2.0
-FIRST_TRIES = 3  # the service may be slow to answer a machine that has just booted
+FIRST_TRIES = 3  # the service may answer slowly just after boot
 
 
-class Watch:
-    """Calls `notify` once when a notice appears. Ends by itself where no EC2 metadata service answers.
+class InterruptionWatch:
+    """Calls `notify` once with the interruption notice, in one line. Ends where no EC2 metadata service answers.
 
-    ``machine`` is the instance id as soon as it is known, else "".
+    ``instance`` is the instance id as soon as it is known, else "".
     """
 
-    machine = ""
+    instance = ""
 
     def __init__(
-        self, notify: Callable[[str], None], *, address: str | None = None, look: float = LOOK_SECONDS
+        self, notify: Callable[[str], None], *, address: str | None = None, poll: float = POLL_SECONDS
     ) -> None:
         parts = urlsplit(address or os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or ADDRESS)
         self._host, self._port = parts.hostname or "", parts.port or 80
         self._notify = notify
-        self._look = look
+        self._poll = poll
         self._token = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spot-watch", daemon=True)
@@ -59,7 +59,7 @@ class Watch:
             connection.close()
 
     def _renew(self) -> bool:
-        """Fetch a session token; only EC2 (and what imitates it) gives one."""
+        """Fetch a session token; only EC2 and compatible services return one."""
         try:
             status, body = self._request(
                 "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
@@ -70,7 +70,7 @@ class Watch:
         return bool(self._token)
 
     def _get(self, path: str) -> bytes:
-        """A piece of metadata; empty when there is none now."""
+        """Return one item of metadata; empty when there is none now."""
         try:
             status, body = self._request("GET", f"/latest/meta-data/{path}", {"X-aws-ec2-metadata-token": self._token})
         except (OSError, http.client.HTTPException):
@@ -82,30 +82,30 @@ class Watch:
     def _identify(self) -> None:
         found = self._get("instance-id").decode("ascii", "replace").strip()
         if re.fullmatch("i-[0-9a-f]+", found):
-            self.machine = found
+            self.instance = found
 
     def _notice(self) -> str | None:
         body = self._get("spot/instance-action")
         try:
             found = json.loads(body)
-            return f"EC2 will {found['action']} this machine at {found['time']}"
+            return f"EC2 will {found['action']} this instance at {found['time']}"
         except (ValueError, KeyError, TypeError):
             return None
 
     def _run(self) -> None:
-        for _ in range(FIRST_TRIES):
+        for _unused in range(FIRST_TRIES):
             if self._renew():
                 break
-            if self._over.wait(self._look):
+            if self._over.wait(self._poll):
                 return
         else:
-            log.info("no EC2 metadata service here: no watch for spot notices")
+            log.info("no EC2 metadata service here: not watching for interruption notices")
             return
         while True:
-            if not self.machine:
+            if not self.instance:
                 self._identify()
             if notice := self._notice():
                 self._notify(notice)
                 return
-            if self._over.wait(self._look):
+            if self._over.wait(self._poll):
                 return

@@ -1,4 +1,4 @@
-"""Holding on to a claimed message while its sample is worked on, and noticing when it is lost."""
+"""Keeps a claimed message while its sample is worked on, and notices when it is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEATS = 3  # heartbeats per visibility: two may fail before the lease runs out
 
 
 class Lease:
-    """Heartbeats from the receive on, in a thread. Whoever works under the lease asks :meth:`reason` often."""
+    """Sends heartbeats in a thread. Work under the lease calls :meth:`reason` often."""
 
     def __init__(self, queue: Queue, claim: Claim) -> None:
         self._queue = queue
@@ -30,18 +30,18 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_unused: object) -> None:
         self._over.set()
         self._thread.join()
 
     def reason(self) -> str | None:
-        """Why work must stop now; None while the lease holds. Also notices by itself that time ran out (machine suspended)."""
+        """Return why work must stop now; None while the lease holds. Notices also that time ran out (host suspended)."""
         if not self.lost and clock.now() > self._deadline:
-            self._lose("no heartbeat came through in time")
+            self._lose("no heartbeat succeeded in time")
         return self._reason
 
     def stop(self, reason: str) -> None:
-        """Have the work stop, although the lease holds (shutdown)."""
+        """Stop the work although the lease holds (shutdown)."""
         self._reason = self._reason or reason
 
     def _lose(self, why: str) -> None:

@@ -1,10 +1,9 @@
-"""The result tarball: one folder with the tool's files, its log and where everything came from."""
+"""The result tarball: one folder with the tool's files, its log and their provenance."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import stat
 import tarfile
@@ -13,12 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from umccr_pcgr.samples.documents import as_json
+
 GZIP_LEVEL = 4  # most of the tool's files are packed already; higher levels cost minutes for a percent
-
-
-def as_json(document: Mapping[str, Any]) -> bytes:
-    """JSON as people like to read it, with a final newline."""
-    return (json.dumps(document, indent=2) + "\n").encode()
 
 
 def pack(
@@ -26,7 +22,7 @@ def pack(
 ) -> None:
     """Write `target` (.tar.gz): ``name/provenance.json`` first, then ``name/pcgr.log`` and the files of `outputs` by name.
 
-    The same inputs give the same bytes: sorted, owned by nobody, dated `modified`. Only regular files are taken.
+    The same inputs give the same bytes: sorted, without owner, dated `modified`. Only regular files are taken.
     """
     with (
         target.open("xb") as raw,
@@ -43,7 +39,7 @@ def pack(
 
 def _files(outputs: Path) -> Iterator[tuple[Path, str]]:
     found = []
-    for folder, _, names in os.walk(outputs):
+    for folder, _unused, names in os.walk(outputs):
         for name in names:
             path = Path(folder, name)
             if stat.S_ISREG(path.lstat().st_mode):

@@ -1,14 +1,12 @@
-"""The two interfaces behind which a cloud or a folder lies. Two backends each: ``sqs`` and ``spool``."""
+"""The interfaces of queue and store. Each has two backends, ``sqs`` and ``spool``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from umccr_pcgr.samples.model import Claim, InputRef, InputVersion, Published, StopReason
-
-Outcome = Literal["done", "failed"]
+from umccr_pcgr.samples.model import Claim, InputRef, InputVersion, Outcome, Published, StopReason
 
 
 class Queue(Protocol):
@@ -18,45 +16,45 @@ class Queue(Protocol):
     """
 
     visibility: float
-    max_receives: int | None  # None: nothing ever gives up on a message
+    max_receives: int | None  # None: a message is delivered without limit
 
     def claim(self, wait: float) -> Claim | None:
         """Take one message, waiting up to `wait` seconds for it; None when there is none."""
 
     def extend(self, claim: Claim) -> None:
-        """Hide the message for ``visibility`` more seconds; LeaseLost when it is not ours any more."""
+        """Hide the message for ``visibility`` more seconds; LeaseLost when another worker has it."""
 
     def release(self, claim: Claim, delay: float) -> None:
-        """Give the message back; it comes again after `delay` seconds (0: at once)."""
+        """Return the message; it is delivered again after `delay` seconds (0: at once)."""
 
     def finish(self, claim: Claim, outcome: Outcome) -> None:
-        """The message is dealt with for good."""
+        """Remove the message: its inputs are reported."""
 
     def unfinished(self) -> int:
-        """How many messages wait, are delayed or are in the hands of any worker (may be approximate)."""
+        """Count the messages that wait, are delayed or are claimed by any worker (may be approximate)."""
 
 
 class Store(Protocol):
     """Objects with conditional writes. Every method may raise :class:`~.model.Transient`."""
 
-    echoes: bool  # whether an event source may show what was published as if it were an input
+    echoes: bool  # whether an event source may report published objects as if they were inputs
 
     def head(self, ref: InputRef) -> InputVersion | None:
-        """The version `ref` names (the newest when it names none); None when it does not exist any more."""
+        """Return the version that `ref` names (the newest when it names none); None when it does not exist any more."""
 
     def is_current(self, version: InputVersion) -> bool:
-        """Whether `version` is what its key holds now."""
+        """Return whether `version` is what its key holds now."""
 
     def fetch(self, version: InputVersion, target: Path, stop: StopReason) -> str:
         """Copy exactly `version` into the new file `target`, verified; returns its sha256 (hex)."""
 
     def published(self, bucket: str, key: str) -> Published | None:
-        """The result or report at `key`, or None."""
+        """Return the result or report at `key`, or None."""
 
     def put_if(self, bucket: str, key: str, path: Path, labels: Mapping[str, str], tag: str | None) -> None:
         """Store the file if `key` is free (`tag` None) or still holds the object `tag`; else Conflict.
 
-        `labels` are those of :func:`publish.labels`.
+        `labels` are those of :func:`umccr_pcgr.samples.labels.labels`.
         """
 
     def put(self, bucket: str, key: str, content: bytes) -> None:

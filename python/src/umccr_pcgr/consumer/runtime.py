@@ -1,4 +1,4 @@
-"""Running the tool: a command in isolation, with its output in a file, a time limit, and an end when told to stop."""
+"""Running the tool: a command in isolation, with its output in a file, a time limit, and an early end on request."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BUNDLE, VEP, INPUTS, OUTPUTS = (
     "/mnt/pcgr_outputs",
 )  # as PCGR documents them
 WORK_PREFIX = "attempt-"  # of folders in work_dir; the consumer wipes them when it starts
-LOOK_SECONDS = 0.2  # between looks at a running tool
+POLL_SECONDS = 0.2  # between checks of a running tool
 COMMAND_SECONDS = 120  # of one command other than a run; removing a busy container may take a while
 _LOGGED = re.compile(r"(?:^| - )(DEBUG|INFO|WARNING|ERROR|CRITICAL) -(?: (.*))?$")  # a line of PCGR's log
-SAID = 300  # characters of a program's own complaint, which may come in several lines
+OUTPUT_SHOWN = 300  # characters of a program's own error output, which may have several lines
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a run ended: ``code`` is the exit code, ``stopped`` why it was killed by us, ``overtime`` that its time was up."""
+    """How a run ended: ``code`` is the exit code, ``stopped`` why we killed it, ``overtime`` that its time was up."""
 
     code: int
     stopped: str | None = None
@@ -36,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: where the files are on this machine, and the tool's command as seen inside.
+    """One run: where the files are on this host, and the tool's command as seen inside.
 
     `outputs` and `log` lie in a folder of the attempt's own, in which a runtime may leave more; the caller wipes it.
     """
@@ -49,13 +49,13 @@ class Job:
 
 
 class Runtime(Protocol):
-    """What can run the tool."""
+    """A way to run the tool."""
 
     def check(self) -> None:
-        """Transient unless a run could start now."""
+        """Ensure that a run could start now; Transient if not."""
 
     def clear(self) -> list[str]:
-        """Kill what earlier attempts on this machine left running; returns their names, ``pcgr-<attempt>``."""
+        """Kill what earlier attempts on this host left running; returns their names, ``pcgr-<attempt>``."""
 
     def run(self, job: Job, timeout: float, stop: StopReason) -> Run:
         """Run to the end, or for `timeout` seconds, or until `stop` gives a reason; nothing of it runs afterwards."""
@@ -79,7 +79,7 @@ def supervise(
     try:
         while True:
             try:
-                return Run(process.wait(LOOK_SECONDS), stopped=stop())
+                return Run(process.wait(POLL_SECONDS), stopped=stop())
             except subprocess.TimeoutExpired:
                 pass
             if reason := stop():
@@ -93,7 +93,7 @@ def supervise(
 
 
 def log_tail(path: Path, lines: int = 40, width: int = 500) -> tuple[str, ...]:
-    """The last `lines` lines of a log, each cut at `width` characters; empty when there is no log."""
+    """Return the last `lines` lines of a log, each cut at `width` characters; empty when there is no log."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - lines * width * 4))
@@ -104,7 +104,7 @@ def log_tail(path: Path, lines: int = 40, width: int = 500) -> tuple[str, ...]:
 
 
 def error_line(lines: Iterable[str]) -> str | None:
-    """The line of a log that says what went wrong, or None.
+    """Return the line of a log that says what failed, or None.
 
     PCGR logs an error as three lines, of which only the middle one has a text behind `` - ERROR - `` (its function
     ``error_message``); the last such text counts. What is not from its log (argparse, R, a shell) has the word somewhere.
@@ -120,7 +120,7 @@ def error_line(lines: Iterable[str]) -> str | None:
 
 
 def last_line(lines: Iterable[str]) -> str:
-    """The last line with a text; a line of PCGR's log may have none."""
+    """Return the last line with a text; a line of PCGR's log may have none."""
     last = "no output"
     for line in map(str.strip, lines):
         match = _LOGGED.search(line)

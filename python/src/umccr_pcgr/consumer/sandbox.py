@@ -1,8 +1,8 @@
-"""The tool without a daemon: conda environments in namespaces made by bubblewrap, or an Apptainer image.
+"""The tool without a daemon: conda environments in namespaces of bubblewrap, or an Apptainer image.
 
-Both run as children of the consumer and as its user, in namespaces of their own. What must bound them (memory, processors,
-processes) are the limits of the consumer's own unit: an unprivileged user may make no control groups. Killing the first process
-of a process namespace kills all that is in it, so that it is enough to find that one again, by a mark in its environment.
+Both run as children of the consumer and as its user, in namespaces of their own. Their memory, processors and processes are
+limited by the consumer's own unit: an unprivileged user may not create control groups. Killing the first process
+of a process namespace kills all that is in it, so that it is enough to find that process again, by a mark in its environment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ from pathlib import Path
 from umccr_pcgr.samples.model import StopReason, Transient
 
 from .config import Image, Settings
-from .runtime import BUNDLE, COMMAND_SECONDS, INPUTS, OUTPUTS, SAID, VEP, WORK_PREFIX, Job, Run, log_tail, supervise
+from .runtime import (
+    BUNDLE,
+    COMMAND_SECONDS,
+    INPUTS,
+    OUTPUT_SHOWN,
+    OUTPUTS,
+    VEP,
+    WORK_PREFIX,
+    Job,
+    Run,
+    log_tail,
+    supervise,
+)
 
 MARK = "UMCCR_PCGR_ATTEMPT"  # its value: the consumer's work folder, a slash, the attempt
 MARKED = re.compile(rb"(?:^|\0)" + MARK.encode() + rb"=([^\0]*)/([0-9a-z]+)(?:\0|$)")
@@ -29,7 +41,7 @@ HOME = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/quarto"}  # noqa: S108  (private
 
 
 def running(work_dir: Path) -> dict[int, str]:
-    """Process id -> attempt, of this user's processes that carry the mark of the consumer that works in `work_dir`."""
+    """Return process id -> attempt, of this user's processes that carry the mark of the consumer that works in `work_dir`."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -57,7 +69,7 @@ def kill_marked(work_dir: Path, attempt: str | None = None) -> set[str]:
 
 
 class Sandbox:
-    """What the two have in common; a subclass knows its program's command line."""
+    """What both have in common; a subclass knows its program's command line."""
 
     program: str
 
@@ -66,19 +78,19 @@ class Sandbox:
         self._image = image
 
     def command(self, job: Job) -> list[str]:
-        """The whole command line of a run."""
+        """Return the whole command line of a run."""
         raise NotImplementedError
 
     def needs(self) -> list[Path]:
-        """What must exist of the runtime."""
+        """Return what must exist of the runtime."""
         return [Path(self._image.image)]
 
     def not_started(self, code: int, last: str) -> bool:
-        """Whether it was the program itself that failed, not the tool; `last` is the log's last line."""
+        """Return whether the program itself failed, not the tool; `last` is the log's last line."""
         raise NotImplementedError
 
     def _environment(self, attempt: str) -> dict[str, str]:
-        """Of the program itself: nothing of the consumer's own, which may hold credentials."""
+        """Return the program's environment: without the consumer's own, which may hold credentials."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         return kept | self._mark(attempt)
 
@@ -86,7 +98,7 @@ class Sandbox:
         return {MARK: f"{self._settings.work_dir}/{attempt}"}
 
     def _mounts(self, job: Job) -> list[tuple[Path, str, bool]]:
-        """Folder here, folder inside, writable."""
+        """Return (folder on the host, folder inside, writable)."""
         return [
             (self._settings.refdata_dir, BUNDLE, False),
             (self._settings.vep_dir, VEP, False),
@@ -95,12 +107,13 @@ class Sandbox:
         ]
 
     def check(self) -> None:
+        """Ensure that the runtime is installed and may create namespaces; Transient if not."""
         if not shutil.which(self.program):
-            raise Transient("runtime", f"{self.program}: no such program on this machine")
+            raise Transient("runtime", f"{self.program}: no such program on this host")
         for path in self.needs():
             if not path.exists():
                 raise Transient("runtime", f"{path}: no such file; the runtime is not installed")
-        # whether this user may make namespaces shows only when they are made
+        # whether this user may create namespaces is known only after trying
         with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=self._settings.work_dir) as name:
             job = Job("check", ["true"], Path(name), Path(name), Path(name, "log"))
             result = self.run(job, COMMAND_SECONDS, lambda: None)
@@ -108,9 +121,12 @@ class Sandbox:
                 raise Transient("runtime", f"{self.program}: the command true ended with {result.code}")
 
     def clear(self) -> list[str]:
+        """Kill the runs of all attempts; returns their names."""
         return sorted(f"pcgr-{attempt}" for attempt in kill_marked(self._settings.work_dir))
 
     def run(self, job: Job, timeout: float, stop: StopReason) -> Run:
+        """Run a job; all its processes are killed afterwards."""
+
         def kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -122,21 +138,23 @@ class Sandbox:
             kill_marked(self._settings.work_dir, job.attempt)
         last = "".join(log_tail(job.log, lines=1))
         if not result.stopped and not result.overtime and self.not_started(result.code, last):
-            raise Transient("runtime", f"{self.program} ended with exit code {result.code}: {last[:SAID]}")
+            raise Transient("runtime", f"{self.program} ended with exit code {result.code}: {last[:OUTPUT_SHOWN]}")
         return result
 
 
 class CondaRuntime(Sandbox):
-    """Conda environments under bubblewrap, which shows the run this machine's programs and libraries and little else."""
+    """Conda environments under bubblewrap, which shows the run the host's programs and libraries and little else."""
 
     program = "bwrap"
-    # a user's and a group's name, shared libraries, the time zone: what programs look up
+    # a user's and a group's name, shared libraries, the time zone: needed by programs
     FILES = ("passwd", "group", "nsswitch.conf", "ld.so.cache", "localtime", "alternatives")
 
     def needs(self) -> list[Path]:
+        """Return the folders of both environments."""
         return [Path(prefix) for prefix in self._image.prefixes.values()]
 
     def command(self, job: Job) -> list[str]:
+        """Return the command line of bubblewrap."""
         pcgr = self._image.prefixes["pcgr"]
         environment = {**HOME, "PATH": f"{pcgr}/bin:/usr/bin:/bin", "CONDA_PREFIX": pcgr, **self._mark(job.attempt)}
         command = [
@@ -156,6 +174,7 @@ class CondaRuntime(Sandbox):
         return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--", *job.argv]  # noqa: S108
 
     def not_started(self, code: int, last: str) -> bool:
+        """Return whether bubblewrap itself failed."""
         return code == 1 and last.startswith("bwrap: ")
 
 
@@ -165,6 +184,7 @@ class ApptainerRuntime(Sandbox):
     program = "apptainer"
 
     def command(self, job: Job) -> list[str]:
+        """Return the command line of Apptainer."""
         command = [
             # --userns: without the setuid helper, also where it is installed; the only network that it then allows is none
             *(
@@ -187,4 +207,5 @@ class ApptainerRuntime(Sandbox):
         return [*command, self._image.image, *job.argv]
 
     def not_started(self, code: int, last: str) -> bool:
+        """Return whether Apptainer itself failed."""
         return code == 255 and "FATAL:" in last

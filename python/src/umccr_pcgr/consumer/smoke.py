@@ -1,7 +1,7 @@
-"""Does the installed runtime work here? Looked at without a sample, through the same runtime and isolation as a sample has.
+"""The smoke test: does the installed runtime work here? Runs without a sample, in the same isolation as a sample.
 
-One run of a shell script inside asks all questions; each answer becomes one line. When all are good, a record says for which
-content of which files that was so, in the form that ``sha256sum --check`` reads.
+One run of a shell script inside asks all questions; each answer becomes one line. If all are good, a record lists the files that
+were tested with their checksums, in the form that ``sha256sum --check`` reads.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 from umccr_pcgr.samples.dialect import Inputs, arguments
 from umccr_pcgr.samples.model import Transient
 
-from .attempt import wipe
 from .config import Image, Settings
 from .runtime import BUNDLE, INPUTS, OUTPUTS, VEP, WORK_PREFIX, Job, Runtime, error_line, last_line, log_tail
+from .workspace import wipe
 
 RECORD = "smoke.sha256"  # in state_dir
-STAMP = ".umccr.pcgr.json"  # says what a folder was made from; modules databundle and python_app write it
+STAMP = ".umccr.pcgr.json"  # says what a folder was built from; modules databundle and python_app write it
 TIMEOUT = 900.0  # seconds for all questions; each takes seconds, the first from a cold disk more
-# A VCF without variants: the tool comes past the checks of its data, finds nothing to validate, and ends.
+# A VCF without variants: the tool passes the checks of its data, finds nothing to validate, and exits.
 VCF = (
     "##fileformat=VCFv4.2\n##contig=<ID=1,length=248956422>\n"
     '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
@@ -52,7 +52,7 @@ class Question:
 def smoke(
     settings: Settings, release: Mapping[str, Any], image: Image, runtime: Runtime, files: list[Path]
 ) -> Iterator[tuple[bool, str]]:
-    """Yield one verdict and line per question; with all good the record is written, of `files` and the stamps of the data."""
+    """Yield one verdict and line per question; if all are good, write the record of `files` and the stamps of the data."""
     record = settings.state_dir / RECORD
     record.unlink(missing_ok=True)
     attempt = f"smoke{secrets.token_hex(6)}"
@@ -99,14 +99,14 @@ def _stamps(settings: Settings) -> list[Path]:
 def _script(questions: list[Question], word: str) -> str:
     lines = [
         "exec 2>&1"
-    ]  # docker brings the two outputs on separate ways, so errors could come after the line that ends them
+    ]  # docker transfers the two outputs separately, so that errors could follow the line that ends them
     for number, question in enumerate(questions):
         lines += [f"echo '{word} {number}'", f"{shlex.join(question.argv)}; code=$?", f"echo; echo '{word} end' $code"]
     return "\n".join(lines)
 
 
 def _answers(log: str, word: str) -> dict[int, tuple[int, str]]:
-    """Number of the question -> exit code and output."""
+    """Return number of the question -> exit code and output."""
     found = re.findall(rf"^{word} (\d+)\n(.*?)\n{word} end (\d+)$", log, re.MULTILINE | re.DOTALL)
     return {int(number): (int(code), text) for number, text, code in found}
 
@@ -116,7 +116,7 @@ def _silence(log: Path) -> str:
 
 
 def _last(text: str) -> str:
-    """What an answer says: its error, else its last line."""
+    """Return the gist of an answer: its error, else its last line."""
     lines = text.splitlines()
     return (error_line(lines) or last_line(lines))[:SHOWN]
 
@@ -138,7 +138,7 @@ def _refusals(release: Mapping[str, Any]) -> Iterator[Question]:
     def refused(saying: str) -> Callable[[int, str], Verdict]:
         return lambda code, text: (
             code == 2 and saying in text,
-            f"exit code {code} (2 is right), {saying!r} {'said' if saying in text else f'not said, but {_last(text)!r}'}",
+            f"exit code {code} (2 is right), {saying!r} {'printed' if saying in text else f'not printed, but {_last(text)!r}'}",
         )
 
     for name, command in release["dialect"]["commands"].items():
@@ -165,7 +165,7 @@ def _argv(release: Mapping[str, Any], command: Any, assembly: str, pcgrr: str | 
 def _data(release: Mapping[str, Any], image: Image, settings: Settings) -> Iterator[Question]:
     def judge(code: int, text: str) -> Verdict:
         passed = PASSED_CHECKS in text
-        return passed, "bundle and VEP cache are what it wants" if passed else f"exit code {code}, {_last(text)!r}"
+        return passed, "bundle and VEP cache are accepted" if passed else f"exit code {code}, {_last(text)!r}"
 
     for assembly in settings.assemblies:
         for name in release["dialect"]["commands"]:
@@ -174,7 +174,7 @@ def _data(release: Mapping[str, Any], image: Image, settings: Settings) -> Itera
 
 
 def _isolation(work: Path) -> Iterator[Question]:
-    def alone(code: int, text: str) -> Verdict:
+    def only_loopback(code: int, text: str) -> Verdict:
         names = re.findall(r"^\s*([^\s:]+):", text, re.MULTILINE)
         return code == 0 and names == ["lo"], f"interfaces {', '.join(names) or _last(text)} (lo is right)"
 
@@ -186,12 +186,12 @@ def _isolation(work: Path) -> Iterator[Question]:
     def owned(code: int, text: str) -> Verdict:
         path = work / "outputs" / OWNED
         if not path.exists():
-            return False, f"no file came out: {_last(text)}"
+            return False, f"no file was written: {_last(text)}"
         ids, wanted = (path.stat().st_uid, path.stat().st_gid), (os.getuid(), os.getgid())
         return ids == wanted, f"owner and group {ids[0]}:{ids[1]}, wanted {wanted[0]}:{wanted[1]}"
 
-    # nothing but the shell's own commands: an image need not have others
+    # only built-in commands of the shell: an image need not have others
     show = ("sh", "-c", 'while read -r line; do echo "$line"; done <"$1"', "sh")
-    yield Question("network is off", (*show, "/proc/net/dev"), alone)
+    yield Question("network is off", (*show, "/proc/net/dev"), only_loopback)
     yield Question("data and inputs are read-only", (*show, "/proc/mounts"), read_only)
     yield Question("outputs belong to the consumer", ("sh", "-c", ': >"$1"', "sh", f"{OUTPUTS}/{OWNED}"), owned)

@@ -1,4 +1,4 @@
-"""The cloud backend: a queue of S3 events in SQS, objects in S3; any endpoint that speaks the two."""
+"""The cloud backend: a queue of S3 events in SQS, objects in S3; any endpoint that is compatible with both."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from umccr_pcgr.samples import clock, events
+from umccr_pcgr.samples.labels import from_labels
 from umccr_pcgr.samples.model import (
     Claim,
     Conflict,
     InputRef,
     InputVersion,
     LeaseLost,
+    Outcome,
     Published,
     Stopped,
     StopReason,
@@ -30,8 +32,6 @@ from umccr_pcgr.samples.model import (
 )
 
 from .config import QueueSettings
-from .publish import from_labels
-from .queue import Outcome
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -61,7 +61,7 @@ _LOST = {
 
 
 def client_config() -> Config:
-    """Time limits and retries of every call; checksums only where asked for, since not every look-alike knows the newer ones."""
+    """Time limits and retries of every call; checksums only where asked for, because not every compatible store knows the newer ones."""
     return Config(
         connect_timeout=5,
         read_timeout=60,
@@ -77,7 +77,7 @@ def _code(error: ClientError) -> str:
 
 @contextmanager
 def _calling(stage: str, what: str) -> Iterator[None]:
-    """Turn every failure of a call into Transient: permissions are somebody's mistake too, and may be mended."""
+    """Turn every failure of a call into Transient: missing permissions are a mistake, too, and may be fixed."""
     try:
         yield
     except ClientError as error:
@@ -89,7 +89,7 @@ def _calling(stage: str, what: str) -> Iterator[None]:
 
 
 class SqsQueue:
-    """An SQS queue; raises Transient at once when it cannot be looked up (never creates one)."""
+    """An SQS queue; raises Transient at once when there is none (never creates one)."""
 
     def __init__(self, settings: QueueSettings) -> None:
         self._sqs: SQSClient = boto3.client(
@@ -110,6 +110,7 @@ class SqsQueue:
         return {str(name): value for name, value in answer.get("Attributes", {}).items()}
 
     def claim(self, wait: float) -> Claim | None:
+        """Receive one message by a long poll."""
         options: dict[str, Any] = {"VisibilityTimeout": self._own_visibility} if self._own_visibility else {}
         asked = clock.now()
         with _calling("queue", "receive"):
@@ -133,12 +134,14 @@ class SqsQueue:
         return None
 
     def extend(self, claim: Claim) -> None:
+        """Hide the message longer, 12 hours at most in all."""
         left = INVISIBLE_MAX - (clock.now() - claim.received) - 1
         if left < 1:
             raise LeaseLost("the message was hidden for 12 hours, longer is not possible")
         self._change(claim, int(min(self.visibility, left)))
 
     def release(self, claim: Claim, delay: float) -> None:
+        """Let the message become visible after `delay` seconds."""
         left = INVISIBLE_MAX - (clock.now() - claim.received) - 1
         self._change(claim, max(0, int(min(delay, left))))
 
@@ -154,11 +157,13 @@ class SqsQueue:
                 raise
 
     def finish(self, claim: Claim, outcome: Outcome) -> None:
-        del outcome  # the report is in the store; the queue only forgets
+        """Delete the message."""
+        del outcome  # the report is in the store; the queue only deletes
         with _calling("queue", "delete message"):
             self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=claim.handle)
 
     def unfinished(self) -> int:
+        """Count visible, hidden and delayed messages, as approximately as SQS does."""
         names = (
             "ApproximateNumberOfMessages",
             "ApproximateNumberOfMessagesNotVisible",
@@ -178,8 +183,9 @@ class S3Store:
         )
 
     def head(self, ref: InputRef) -> InputVersion | None:
+        """Return the version that `ref` names, or the newest; None when it is gone."""
         exact = {"VersionId": ref.version_id} if ref.version_id else {}
-        with _calling("fetch", f"look at {ref.key}"):
+        with _calling("fetch", f"head {ref.key}"):
             try:
                 found = self._s3.head_object(Bucket=ref.bucket, Key=ref.key, **exact)  # type: ignore[arg-type]
             except ClientError as error:
@@ -187,7 +193,7 @@ class S3Store:
                     return None
                 raise
         version_id, etag = found.get("VersionId"), found["ETag"].strip('"')
-        # the etag is the MD5 of the bytes unless the object came in parts or is encrypted with a key of KMS or of the client
+        # the etag is the MD5 of the bytes unless the object was uploaded in parts or is encrypted with a key of KMS or of the client
         plain = (
             re.fullmatch("[0-9a-f]{32}", etag)
             and found.get("ServerSideEncryption", "AES256") == "AES256"
@@ -204,10 +210,12 @@ class S3Store:
         )
 
     def is_current(self, version: InputVersion) -> bool:
+        """Return whether the key holds this version now."""
         now = self.head(InputRef(version.bucket, version.key))
         return now is not None and now.identity == version.identity
 
     def fetch(self, version: InputVersion, target: Path, stop: StopReason) -> str:
+        """Download exactly this version in up to three attempts; returns its sha256 (hex)."""
         tries = Retrying(
             retry=retry_if_exception_type(Transient),
             stop=stop_after_attempt(3),
@@ -232,11 +240,12 @@ class S3Store:
         if count != version.size:
             raise Transient("fetch", f"{version.key}: got {count} bytes of {version.size}")
         if version.md5 and md5.hexdigest() != version.md5:
-            raise Transient("fetch", f"{version.key}: the bytes that came do not match the object's etag")
+            raise Transient("fetch", f"{version.key}: the received bytes do not match the object's etag")
         return sha256.hexdigest()
 
     def published(self, bucket: str, key: str) -> Published | None:
-        with _calling("publish", f"look at {key}"):
+        """Return what the labels of the object at `key` say, or None."""
+        with _calling("publish", f"head {key}"):
             try:
                 found = self._s3.head_object(Bucket=bucket, Key=key)
             except ClientError as error:
@@ -246,6 +255,7 @@ class S3Store:
         return from_labels(found.get("Metadata", {}), found["ETag"])
 
     def put_if(self, bucket: str, key: str, path: Path, labels: Mapping[str, str], tag: str | None) -> None:
+        """Store by a conditional PutObject; OSError for more than S3 takes at once."""
         if path.stat().st_size > PUT_MAX:
             raise OSError(errno.EFBIG, f"the result has more than {PUT_MAX} bytes")
         condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
@@ -267,13 +277,15 @@ class S3Store:
                     )
                 except ClientError as error:
                     if _code(error) in _CONFLICT or (tag and _code(error) in _GONE):
-                        raise Conflict(f"somebody else changed it ({_code(error)})") from None
+                        raise Conflict(f"another worker changed it ({_code(error)})") from None
                     raise
 
     def put(self, bucket: str, key: str, content: bytes) -> None:
+        """Store a progress note."""
         with _calling("progress", f"store {key}"):
             self._s3.put_object(Bucket=bucket, Key=key, Body=content, ContentType="application/json")
 
     def delete(self, bucket: str, key: str) -> None:
+        """Delete the object; of a versioned bucket, its newest version."""
         with _calling("progress", f"delete {key}"):
             self._s3.delete_object(Bucket=bucket, Key=key)

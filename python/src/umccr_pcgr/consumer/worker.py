@@ -1,4 +1,4 @@
-"""The loop: claim, work under a lease, finish or give back; end when told to, or when nothing is left to do."""
+"""The loop: claim, work under a lease, finish or return; end on request, or when nothing is left to do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from umccr_pcgr.samples.model import Claim, LeaseLost, Stopped, Transient
+from umccr_pcgr.samples.model import Claim, LeaseLost, Outcome, Stopped, Transient
 
-from .attempt import Attempt, Context, End, clear_leftovers
+from .attempt import Attempt, Context, End
 from .lease import Lease
 from .notes import Notes
-from .queue import Outcome, Queue
+from .queue import Queue
+from .workspace import clear_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,10 @@ Handled = Literal["done", "failed", "later", "back", "lost"]
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds; tests go faster."""
+    """Times in seconds, shorter in tests."""
 
     wait: float = 10.0  # of a long poll; also the longest that a stop waits while idle
-    pause: float = 1.0  # between looks at a queue that answers at once
+    pause: float = 1.0  # between polls of a queue that answers at once
     backoff: float = 30.0  # before the first retry; doubled for each further one
     backoff_max: float = 900.0
 
@@ -45,15 +46,15 @@ class Worker:
         self._lease: Lease | None = None
 
     def stop(self, reason: str) -> None:
-        """Take no more work, kill the running tool and give its message back. For other threads than that of :meth:`run`."""
+        """Take no more work, kill the running tool and return its message. For other threads than that of :meth:`run`."""
         self._reason = self._reason or reason
         self._stop.set()
         if lease := self._lease:
             lease.stop(reason)
 
     def start(self) -> None:
-        """Before the first claim: nothing of an earlier life may still run or lie about."""
-        clear_leftovers(self._context)
+        """Clean up before the first claim: nothing of an earlier process may still run or lie about."""
+        clear_leftovers(self._context.runtime, self._context.settings.work_dir)
         self._context.settings.drained_file.unlink(missing_ok=True)
 
     def run(self) -> Ending:
@@ -65,7 +66,7 @@ class Worker:
                 if self._step():
                     idle_since = time.monotonic()
                 elif self._idle(idle_since):
-                    if not self._last_look():
+                    if not self._final_check():
                         return self._drained()
                     idle_since = time.monotonic()
                 failures = 0
@@ -93,8 +94,8 @@ class Worker:
         limit = self._context.settings.idle_seconds
         return limit > 0 and time.monotonic() - since >= limit
 
-    def _last_look(self) -> bool:
-        """One more long poll, then the counts. True: there is work, or another worker has some that may come back."""
+    def _final_check(self) -> bool:
+        """Poll once more, then count. True: there is work, or another worker has some that may return."""
         if self.once():
             return True
         if count := self._queue.unfinished():
@@ -112,27 +113,27 @@ class Worker:
     def _handle(self, claim: Claim) -> Handled:
         lease = Lease(self._queue, claim)
         self._lease = lease
-        if self._stop.is_set():  # told to stop between the claim and the line above
+        if self._stop.is_set():  # stop() was called between the claim and the line above
             lease.stop(self._reason)
         try:
-            with lease:  # no heartbeat may come after the message is given back: it would hide it again
+            with lease:  # no heartbeat may follow after the message is returned: it would hide it again
                 outcome = self._work(claim, lease)
         except Stopped as error:
-            return self._give_back(claim, lease, str(error))
+            return self._return(claim, lease, str(error))
         except Exception as error:
             if isinstance(error, Transient):
                 log.error("receive=%s will be tried again (%s): %s", claim.receives, error.stage, error)
             else:
-                log.exception("receive=%s will be tried again: a fault of the consumer itself", claim.receives)
+                log.exception("receive=%s will be tried again: an error of the consumer itself", claim.receives)
             return self._later(claim, lease)
         finally:
             self._lease = None
         return self._finish(claim, outcome)
 
     def _work(self, claim: Claim, lease: Lease) -> Outcome:
-        """All inputs of a message; those that are published already cost nothing when it comes again."""
+        """Report all inputs of a message; those that are published already cost nothing when it is delivered again."""
         if claim.refusal:
-            raise Transient("message", claim.refusal)  # no sample to report to: the dead-letter queue takes it
+            raise Transient("message", claim.refusal)  # there is no sample to report: the dead-letter queue takes it
         outcome: Outcome = "done"
         later: Exception | None = None
         last = self._queue.max_receives is not None and claim.receives >= self._queue.max_receives
@@ -158,14 +159,14 @@ class Worker:
             raise later
         return outcome
 
-    def _give_back(self, claim: Claim, lease: Lease, why: str) -> Handled:
+    def _return(self, claim: Claim, lease: Lease, why: str) -> Handled:
         log.warning("attempt stopped: %s", why)
         if lease.lost:
             return "lost"
         try:
             self._queue.release(claim, 0)
         except (Transient, LeaseLost) as error:
-            log.error("cannot give the message back, it will come by itself: %s", error)
+            log.error("cannot return the message, it is delivered again after its time-out: %s", error)
         return "back"
 
     def _later(self, claim: Claim, lease: Lease) -> Handled:
@@ -176,13 +177,13 @@ class Worker:
         try:
             self._queue.release(claim, delay)
         except (Transient, LeaseLost) as error:
-            log.error("cannot set the back-off, the message comes when its time is over: %s", error)
+            log.error("cannot set the back-off, the message is delivered again after its time-out: %s", error)
         return "later"
 
     def _finish(self, claim: Claim, outcome: Outcome) -> Handled:
         try:
             self._queue.finish(claim, outcome)
         except (Transient, LeaseLost) as error:
-            # harmless: it comes again, its result is found, and it is deleted then
+            # harmless: it is delivered again, its result is found, and it is deleted then
             log.error("cannot delete the message: %s", error)
         return outcome

@@ -46,7 +46,7 @@ class SampleFiles:
 
 
 def sort_files(names: list[str]) -> SampleFiles:
-    """Which file is what; Permanent unless there is exactly one VCF, with an index if packed, and at most one of the rest."""
+    """Assign each file its kind; Permanent unless there is exactly one VCF, with an index if packed, and at most one of the rest."""
     by_ending: dict[str, list[str]] = {}
     for name in names:
         by_ending.setdefault(ending_of(name) or "", []).append(name)

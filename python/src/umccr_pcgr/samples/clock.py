@@ -1,13 +1,14 @@
-"""The clock for leases, and times as people and JSON want them."""
+"""The clock for leases, and times as text."""
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import datetime, timezone
 
 
 def now() -> float:
-    """Seconds that also count while the machine sleeps (CLOCK_BOOTTIME): a suspended worker must see its lease run out."""
+    """Seconds that also count while the host is suspended (CLOCK_BOOTTIME): a suspended worker must see its lease run out."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -22,8 +23,10 @@ def iso(moment: datetime | None) -> str | None:
 
 
 def parse_iso(text: str | None) -> datetime | None:
-    """The inverse of :func:`iso`; None for anything else."""
+    """The inverse of :func:`iso`, also for other forms of ISO 8601 with a time zone; None for anything else."""
     try:
-        return datetime.strptime(text or "", "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+        # Python 3.10 does not know "Z".
+        moment = datetime.fromisoformat(re.sub("Z$", "+00:00", text or ""))
     except ValueError:
         return None
+    return moment.astimezone(timezone.utc) if moment.tzinfo else None

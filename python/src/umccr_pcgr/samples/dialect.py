@@ -63,7 +63,8 @@ def arguments(
     """Return the whole argument list for one sample: executable, full option names, values as separate items.
 
     ``config`` is the sample's parsed TOML (empty: no TOML); paths are those inside the container; ``refdata_dir`` is
-    the parent of ``data/``, ``pcgrr_conda`` the prefix of the R packages where it is not the image's own. Raises ``ConfigError`` for what the release would refuse, as far as it shows from here.
+    the parent of ``data/``, ``pcgrr_conda`` the prefix of the R packages where it is not the image's own. Raises ``ConfigError`` for what
+    the release would refuse, as far as it can be known here.
     """
     if command not in dialect["commands"]:
         raise ConfigError(f"command: found {command}, allowed {_or(dialect['commands'])} (dialect {dialect['name']})")
@@ -94,7 +95,7 @@ def assembly_of(config: Mapping[str, Any], default: str, allowed: Sequence[str])
 
 
 class _Call:
-    """One command line in the making: option name -> value, and for messages where each value came from."""
+    """A command line under construction: option name -> value, and for messages where each value came from."""
 
     def __init__(self, dialect: Mapping[str, Any], command: str) -> None:
         self.dialect = dialect

@@ -1,7 +1,7 @@
-"""Messages of the queue: which objects do they tell of?
+"""Messages of the queue: which objects were created?
 
 Understood: S3's own notifications (all records, keys url-encoded), the same wrapped by SNS, EventBridge's
-"Object Created" (keys plain), and S3's test message, which tells of nothing.
+"Object Created" (keys plain), and S3's test message, which names no object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class EventRefused(ValueError):
 
 
 def parse(body: str) -> tuple[InputRef, ...]:
-    """The created objects a message tells of (none for S3's test message and for removals); EventRefused for garbage."""
+    """Return the created objects that a message names, none for S3's test message and for removals; EventRefused for anything else."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
@@ -37,7 +37,7 @@ def parse(body: str) -> tuple[InputRef, ...]:
     if not isinstance(records, list):
         raise EventRefused(f"message {body[:SHOWN]!r}: no 'Records' list; allowed: an S3 or EventBridge event")
     found = (_record(number, record) for number, record in enumerate(records))
-    return tuple(dict.fromkeys(ref for ref in found if ref))  # the same object twice in one message: once
+    return tuple(dict.fromkeys(ref for ref in found if ref))  # an object that is named twice counts once
 
 
 def _eventbridge(event: dict[str, Any]) -> tuple[InputRef, ...]:
@@ -72,14 +72,14 @@ def _ref(where: str, table: Any, version: str, etag: str, *, decode: bool) -> In
             raise EventRefused(f"{where}.{name}: found {str(value)[:SHOWN]!r}, allowed: an object")
         return value
 
-    bucket, thing = text(inner("bucket").get("name"), "bucket.name"), inner("object")
-    key = text(thing.get("key"), "object.key")
-    size = thing.get("size")
-    version_id = thing.get(version)
+    bucket, created = text(inner("bucket").get("name"), "bucket.name"), inner("object")
+    key = text(created.get("key"), "object.key")
+    size = created.get("size")
+    version_id = created.get(version)
     return InputRef(
         bucket,
         unquote_plus(key) if decode else key,
         version_id if isinstance(version_id, str) and version_id not in ("", "null") else None,
-        str(thing[etag]).strip('"') if thing.get(etag) else None,
+        str(created[etag]).strip('"') if created.get(etag) else None,
         size if isinstance(size, int) else None,
     )

@@ -1,4 +1,4 @@
-"""Lengths of the primary chromosomes, by which a VCF of the other assembly is told.
+"""Lengths of the primary chromosomes, by which a VCF of the other assembly is recognised.
 
 Source: assembly reports of the Genome Reference Consortium at NCBI, GCF_000001405.25 (GRCh37.p13) and GCF_000001405.40
 (GRCh38.p14), column "Sequence-Length"; patches never change a primary chromosome.

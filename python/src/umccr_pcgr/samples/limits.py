@@ -1,4 +1,4 @@
-"""What one sample may use."""
+"""Limits of one sample."""
 
 from __future__ import annotations
 

@@ -1,13 +1,16 @@
-"""What passes between the parts of the consumer: data without behaviour, and the four ways in which work can end early."""
+"""What passes between the parts of the consumer: data without behaviour, and the ways in which work can end early."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 # Returns why the work must stop at once (lease lost, shutdown), or None while it may go on.
 StopReason = Callable[[], "str | None"]
+State = Literal["queued", "running", "done", "failed"]  # of a sample
+Outcome = Literal["done", "failed"]  # of a message
 
 
 class ConsumerError(Exception):
@@ -24,7 +27,7 @@ class Permanent(ConsumerError):
 
 
 class Transient(ConsumerError):
-    """The surroundings failed (network, store, queue, docker, disk): the message stays and comes again later."""
+    """The environment failed (network, store, queue, docker, disk): the message stays and is delivered again later."""
 
     def __init__(self, stage: str, reason: str, log_tail: tuple[str, ...] = ()) -> None:
         super().__init__(reason)
@@ -33,7 +36,7 @@ class Transient(ConsumerError):
 
 
 class Stopped(ConsumerError):
-    """The attempt was told to stop (shutdown, spot notice); nothing is wrong with the sample."""
+    """The attempt must stop (shutdown, interruption notice); nothing is wrong with the sample."""
 
 
 class LeaseLost(ConsumerError):
@@ -41,7 +44,7 @@ class LeaseLost(ConsumerError):
 
 
 class Conflict(ConsumerError):
-    """A conditional write found something else than expected; look again and decide anew."""
+    """A conditional write did not find what it expected; read again and decide anew."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class InputRef:
     version_id: str | None = None
     etag: str | None = None
     size: int | None = None
+
+
+def identity_of(version_id: str | None, etag: str | None) -> str:
+    """Return the version id where the store has versions, else the etag, which identifies the bytes."""
+    return f"version:{version_id}" if version_id else f"etag:{etag}"
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ class InputVersion:
 
     @property
     def identity(self) -> str:
-        """The version id where the store has versions, else the etag (which identifies the bytes)."""
-        return f"version:{self.version_id}" if self.version_id else f"etag:{self.etag}"
+        """What names exactly this version, see :func:`identity_of`."""
+        return identity_of(self.version_id, self.etag)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Published:
     """A result or failure report that is there already, and which input version it is of.
 
     ``tag`` names exactly this stored object (for compare-and-swap). ``identity`` and ``last_modified`` are None when the
-    object does not say (somebody else put it there). ``final`` is False for a report of a failure that may pass.
+    object does not say, because another program stored it. ``final`` is False for a report of a failure that may pass.
     """
 
     tag: str
@@ -95,7 +103,7 @@ class Published:
 class Claim:
     """One message taken from the queue; ``receives`` counts from 1, ``received`` is a reading of :func:`clock.now`.
 
-    ``refusal`` says why the message cannot be understood; ``exhausted`` that it came too often already.
+    ``refusal`` says why the message cannot be understood; ``exhausted`` that it was delivered too often already.
     """
 
     handle: str

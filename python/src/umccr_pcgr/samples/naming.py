@@ -1,4 +1,4 @@
-"""Names of samples, of the objects that belong to one, and of machines' notes: the only place that knows them.
+"""Names of samples and of the objects that belong to one: the only place that knows them.
 
 An input is ``{batch}-{6 digits}-somatic.tar.gz`` or ``{batch}-{6 digits}-normal.tar.gz``, in any folder of a bucket or a
 spool. What belongs to it lies beside it, its name being the input's without ``.tar.gz`` plus one of the endings below.
@@ -25,9 +25,9 @@ ENDINGS: dict[Role, str] = {
 }
 NAME_MAX = 40  # PCGR's limit for --sample_id
 NUMBER_MAX = 999_999  # six digits
+SHOWN = 80  # characters of a name off the convention that appear in logs and reports
 KEY_MAX = 1024  # bytes of an S3 key
 
-_NOTE = re.compile(r"machines/i-[0-9a-f]+/[0-9a-z]+\.json")
 _BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME = re.compile(r"(?P<batch>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<number>[0-9]{6})-(?P<kind>somatic|normal)")
 _FOLDER = re.compile(r"[A-Za-z0-9._=+@-]+")
@@ -38,7 +38,7 @@ _ALLOWED = (
 
 
 class NameRefused(ValueError):
-    """A key or a part of a name that the convention does not allow; the text is one line."""
+    """The convention does not allow a key or a part of a name; the text is one line."""
 
 
 def _refuse(subject: object, found: str, allowed: str) -> NameRefused:
@@ -102,18 +102,22 @@ class Sample:
 
     @property
     def input_key(self) -> str:
+        """The key of the sample's tarball."""
         return self.key("input")
 
     @property
     def result_key(self) -> str:
+        """The key of its result."""
         return self.key("result")
 
     @property
     def failed_key(self) -> str:
+        """The key of its failure report."""
         return self.key("failed")
 
     @property
     def running_key(self) -> str:
+        """The key of its progress note."""
         return self.key("running")
 
     @property
@@ -142,7 +146,7 @@ def parse(key: str) -> Sample:
 
 
 def classify(key: str) -> tuple[Sample, Role] | None:
-    """The sample a key belongs to and what it is of that sample; None for a key of nobody's."""
+    """The sample a key belongs to and what it is of that sample; None if unrelated."""
     for role, ending in ENDINGS.items():
         try:
             return _sample(key, ending), role
@@ -151,11 +155,29 @@ def classify(key: str) -> tuple[Sample, Role] | None:
     return None
 
 
-def note_key(machine: str, name: str) -> str:
-    """The key of a machine's note; `machine` is its instance id, `name` an attempt's id or "interrupted"."""
-    return f"machines/{machine}/{name}.json"
+@dataclass(frozen=True)
+class InputKey:
+    """A key at which an input was stored, whether or not it follows the convention.
 
+    Exactly one of ``sample`` and ``refusal`` is None. ``shown`` is a name for logs and reports: printable ASCII, because a key off the
+    convention may hold anything. ``is_output`` is True for a key that ends like one of our own objects.
+    """
 
-def is_note(key: str) -> bool:
-    """Whether a key is that of a machine's note."""
-    return _NOTE.fullmatch(key) is not None
+    sample: Sample | None
+    refusal: str | None
+    shown: str
+    failed_key: str
+    is_output: bool
+
+    @classmethod
+    def read(cls, key: str) -> InputKey:
+        """Parse `key`."""
+        sample, refusal = None, None
+        try:
+            sample = parse(key)
+        except NameRefused as error:
+            refusal = str(error)
+        shown = ascii(key.rpartition("/")[2].removesuffix(SUFFIX))[1:-1][:SHOWN]
+        failed_key = key.removesuffix(SUFFIX) + ENDINGS["failed"]
+        is_output = any(key.endswith(ending) for role, ending in ENDINGS.items() if role != "input")
+        return cls(sample, refusal, shown, failed_key, is_output)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish, choose
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Request, choose
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.estimate import CLASSES, OWN_WEIGHT, Hazard, Work
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import (
@@ -25,16 +25,16 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import (
     Pool,
     hours_since_above,
     price_at,
-    read_history,
     spans,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import Life, SpotError
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import InstanceRun, SpotError
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.reader import read_history
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 DAYS, WARM_UP = 60, 14  # of a world; decisions begin after the warm-up
-SAMPLE, DEADLINE, OVERHEAD, LOSSES = 3.0, 5.0, 0.25, 3  # hours, and losses after which a sample runs on demand
+SAMPLE, DEADLINE, OVERHEAD, LOSSES = 3.0, 5.0, 0.25, 3  # hours, and interruptions after which a sample runs on demand
 STEP = 8.0  # hours between decisions: no two overlap
 ZONES, KINDS = 3, 8
 BOOTSTRAPS = 1000
@@ -43,11 +43,11 @@ CLOSE = 0.01  # probabilities are kept so far from 0 and 1 for the log loss
 
 @dataclass
 class World:
-    """Prices, and for each pool the hours at which a machine running there is taken away."""
+    """Prices, and for each pool the hours at which an instance running there is interrupted."""
 
     name: str
     history: History
-    losses: list[np.ndarray]
+    interruptions: list[np.ndarray]
     evidence: Evidence
     seen: History | None = None  # what strategies get to see, when it is not all
 
@@ -64,11 +64,11 @@ def world(name: str, seed: int) -> World:
     chance = np.random.default_rng([seed, WORLDS.index(name)])
     hours = DAYS * 24
     outages = (
-        [np.sort(chance.uniform(0, hours, chance.poisson(hours / 120))) for _ in range(ZONES)]
+        [np.sort(chance.uniform(0, hours, chance.poisson(hours / 120))) for _unused in range(ZONES)]
         if name == "zone outages"
         else None
     )
-    pools, times, prices, losses, evidence = [], [], [], [], Evidence()
+    pools, times, prices, interruptions, evidence = [], [], [], [], Evidence()
     for kind in range(KINDS):
         demand = float(chance.uniform(0.18, 0.30))
         rate_of_kind = math.exp(chance.uniform(math.log(0.002), math.log(0.12)))
@@ -83,7 +83,7 @@ def world(name: str, seed: int) -> World:
                 lost = np.append(
                     lost[lost < hours / 2], np.sort(chance.uniform(hours / 2, hours, chance.poisson(other * hours / 2)))
                 )
-            elif name == "spiky prices":  # machines end when the price passes the cap, and for nothing else
+            elif name == "spiky prices":  # instances are interrupted when the price passes the cap, and only then
                 begins = np.sort(chance.uniform(0, hours, chance.poisson(rate * hours)))
                 ends = begins + chance.exponential(2.0, len(begins))
                 time = np.concatenate((time, begins, ends))
@@ -95,7 +95,7 @@ def world(name: str, seed: int) -> World:
             pools.append(Pool(f"ap-southeast-2{'abc'[zone]}", f"f{kind}.xlarge", "Linux/UNIX"))
             times.append(time * HOUR)
             prices.append(price)
-            losses.append(lost)
+            interruptions.append(lost)
         middle = 1 - math.exp(
             -rate_of_kind * 24
         )  # the class is of the type, over all zones, and knows the first half only
@@ -104,7 +104,7 @@ def world(name: str, seed: int) -> World:
         )
     bounds = np.append(0, np.cumsum([len(time) for time in times]))
     history = History(pools, bounds, np.concatenate(times), np.concatenate(prices), {})
-    found = World(name, history, losses, evidence)
+    found = World(name, history, interruptions, evidence)
     if name == "missing and late data":
         keep = chance.random(len(history.time)) > 0.5
         keep[bounds[:-1]] = True
@@ -125,34 +125,41 @@ Pick = tuple[int | None, float | None]
 
 @dataclass
 class State:
-    """What a strategy may look at: the history up to now, and what became of its own machines."""
+    """What a strategy may look at: the history up to now, and the runs of its own instances."""
 
     world: World
     chance: np.random.Generator
-    lives: list[Life] = field(default_factory=list)
+    runs: list[InstanceRun] = field(default_factory=list)
 
     @property
     def history(self) -> History:
+        """The prices that strategies may see."""
         return self.world.seen or self.world.history
 
     def now_prices(self, now: float) -> np.ndarray:
+        """The price in force of each pool at a moment (hours); infinite where unknown."""
         found = [price_at(*self.history.series(index), now * HOUR) for index in range(len(self.history.pools))]
         return np.array([math.inf if price is None else price for price in found])
 
     def demand(self, index: int) -> float:
+        """On-demand price of a pool's type; infinite where unknown."""
         pool = self.history.pools[index]
         return self.world.evidence.on_demand.get((pool.region, pool.type), math.inf)
 
 
 def at_random(state: State, now: float) -> Pick:
+    """Any pool with a known price."""
     return int(state.chance.choice(np.flatnonzero(np.isfinite(state.now_prices(now))))), None
 
 
 def cheapest_now(state: State, now: float) -> Pick:
+    """The pool with the lowest price at the moment."""
     return int(np.argmin(state.now_prices(now))), None
 
 
 def lowest_mean(state: State, now: float) -> Pick:
+    """The pool with the lowest mean price of the last 30 days."""
+
     def mean(index: int) -> float:
         seconds, price = spans(*state.history.series(index), (now - 24 * 30) * HOUR, now * HOUR)
         return float(seconds @ price / seconds.sum()) if len(price) and seconds.sum() else math.inf
@@ -173,10 +180,12 @@ def predecessor(state: State, now: float) -> Pick:
 
 
 def on_demand(_state: State, _now: float) -> Pick:
+    """Never spot."""
     return None, None
 
 
 def class_only(state: State, now: float) -> Pick:
+    """The best interruption class; the cheapest pool of it."""
     order = list(CLASSES)
     prices = state.now_prices(now)
 
@@ -192,17 +201,18 @@ def class_only(state: State, now: float) -> Pick:
 
 
 def ours(state: State, now: float, *, log: bool = True, classes: bool = True) -> Pick:
+    """The first row of this project's ranking, with or without our own log and the interruption classes."""
     evidence = Evidence(
         on_demand=state.world.evidence.on_demand, classes=state.world.evidence.classes if classes else {}
     )
-    evidence.lives = state.lives if log else []
-    wish = Wish(
+    evidence.runs = state.runs if log else []
+    request = Request(
         sample_hours=SAMPLE,
         work=Work(SAMPLE, overhead=OVERHEAD, losses=LOSSES),
         days=30,
         product=state.history.pools[0].product,
     )
-    best = choose([state.history], evidence, wish, now * HOUR).rows[0]
+    best = choose([state.history], evidence, request, now * HOUR).rows[0]
     index = next(i for i, pool in enumerate(state.history.pools) if pool[:3] == best.pool[:3])
     return index, best.uninterrupted.mean if best.uninterrupted else None
 
@@ -232,18 +242,20 @@ class Outcome:
 
 
 def spot_cost(history: History, index: int, start: float, hours: float) -> float:
+    """US dollars for hours on a pool from a start (hours) on."""
     seconds, price = spans(*history.series(index), start * HOUR, (start + hours) * HOUR)
     return float(seconds @ price) / HOUR
 
 
-def next_loss(world_: World, index: int, now: float) -> float:
-    lost = world_.losses[index]
+def next_interruption(world_: World, index: int, now: float) -> float:
+    """Hour of the first interruption in a pool after a moment; infinite if there is none."""
+    lost = world_.interruptions[index]
     place = int(np.searchsorted(lost, now, side="right"))
     return float(lost[place]) if place < len(lost) else math.inf
 
 
 def play(state: State, strategy: Callable[[State, float], Pick], start: float) -> Outcome:
-    """Run one sample by a strategy; what it learns goes into ``state.lives``."""
+    """Run one sample by a strategy; what it learns goes into ``state.runs``."""
     world_, now, cost, wasted = state.world, start, 0.0, 0.0
     forecasts: list[tuple[float, bool]] = []
     cheapest = min(v for v in world_.evidence.on_demand.values()) if world_.evidence.on_demand else math.inf
@@ -254,14 +266,14 @@ def play(state: State, strategy: Callable[[State, float], Pick], start: float) -
             cost += need * cheapest
             now += need
             break
-        lost = next_loss(world_, index, now)
+        lost = next_interruption(world_, index, now)
         ran = min(lost - now, need)
         cost += spot_cost(world_.history, index, now, ran)
         if odds is not None:
             forecasts.append((odds, lost - now > SAMPLE))
         pool = world_.history.pools[index]
-        state.lives.append(
-            Life(
+        state.runs.append(
+            InstanceRun(
                 "",
                 "",
                 pool.type,
@@ -279,7 +291,7 @@ def play(state: State, strategy: Callable[[State, float], Pick], start: float) -
             break
         wasted += ran
     pools = range(len(world_.history.pools))
-    safe = [index for index in pools if next_loss(world_, index, start) > start + OVERHEAD + SAMPLE]
+    safe = [index for index in pools if next_interruption(world_, index, start) > start + OVERHEAD + SAMPLE]
     best = min(
         [spot_cost(world_.history, index, start, OVERHEAD + SAMPLE) for index in safe]
         + [(OVERHEAD + SAMPLE) * cheapest]
@@ -303,7 +315,7 @@ def interval(
     chance = np.random.default_rng(5)
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     draws = []
-    for _ in range(BOOTSTRAPS):
+    for _unused in range(BOOTSTRAPS):
         chosen = np.concatenate([members[index] for index in chance.integers(0, len(members), len(members))])
         draws.append(score(values[chosen]))
     low, high = np.quantile(draws, [0.05, 0.95])
@@ -311,10 +323,12 @@ def interval(
 
 
 def mean(values: np.ndarray) -> float:
+    """The mean as a plain number."""
     return float(np.mean(values))
 
 
-def told(found: tuple[float, float, float], form: str) -> str:
+def formatted(found: tuple[float, float, float], form: str) -> str:
+    """A score with half the width of its interval."""
     return f"{found[0]:{form}} ±{(found[2] - found[1]) / 2:{form}}"
 
 
@@ -354,8 +368,8 @@ def reliability(forecasts: list[tuple[float, bool]]) -> list[tuple[str, int, flo
                 (
                     f"{low:.2f} to {min(high, 1):.2f}",
                     len(inside),
-                    float(np.mean([p for p, _ in inside])),
-                    float(np.mean([c for _, c in inside])),
+                    float(np.mean([p for p, _unused in inside])),
+                    float(np.mean([c for _unused, c in inside])),
                 )
             )
     return rows
@@ -365,7 +379,7 @@ def reliability(forecasts: list[tuple[float, bool]]) -> list[tuple[str, int, flo
 
 
 def traces(folder: Path) -> dict[str, Any]:
-    """Forecast of "a machine there now is there in an hour" for the second half of each recording, learnt from the first."""
+    """Forecast of "an instance that runs there now runs in an hour" for the second half of each recording, learnt from the first."""
     pools = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -400,6 +414,7 @@ def traces(folder: Path) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the subcommand."""
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="worlds of each kind (default: 3)")
     parser.add_argument("--history", metavar="FILE", help="recorded prices, as describe-spot-price-history gives them")
     parser.add_argument(
@@ -441,7 +456,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         return
     console.print(
-        f"A sample of {SAMPLE:g} h every {STEP:g} h, late after {DEADLINE:g} h; on demand after {LOSSES} losses. {arguments.seeds} synthetic worlds "
+        f"A sample of {SAMPLE:g} h every {STEP:g} h, late after {DEADLINE:g} h; on demand after {LOSSES} interruptions. {arguments.seeds} synthetic worlds "
         f"of each kind, {ZONES * KINDS} pools, days {WARM_UP} to {DAYS}. Means with 90 % intervals (bootstrap over days)."
     )
     for kind in WORLDS:
@@ -471,7 +486,7 @@ def run(arguments: argparse.Namespace) -> None:
         ):
             values = np.array([value for _name, _day, value in seen[source]])
             groups = np.array([f"{name}-{day}" for name, day, _value in seen[source]])
-            console.print(f"  {what:26}{told(interval(values, groups, mean), '.3f')}")
+            console.print(f"  {what:26}{formatted(interval(values, groups, mean), '.3f')}")
 
 
 def recorded_prices(path: str, demand: float | None) -> dict[str, dict[tuple[str, int], list[Outcome]]]:
@@ -482,7 +497,7 @@ def recorded_prices(path: str, demand: float | None) -> dict[str, dict[tuple[str
     evidence = Evidence()
     if demand:
         evidence.on_demand = {(pool.region, pool.type): demand for pool in found.pools}
-    known = World(path, history, [np.empty(0) for _ in found.pools], evidence)
+    known = World(path, history, [np.empty(0) for _unused in found.pools], evidence)
     last = float(history.time.max()) / HOUR
     starts = np.arange(WARM_UP * 24, last - 24, STEP)
     if not len(starts):
@@ -497,16 +512,18 @@ def recorded_prices(path: str, demand: float | None) -> dict[str, dict[tuple[str
 
 
 def score_table(title: str, scores: dict[str, dict[str, Any]]) -> Table:
+    """The scores of all strategies as a table."""
     table = plain_table(title, "", "$ per sample", "late", "wasted h", "regret $", "Brier", "log loss")
     for name, score in scores.items():
-        cells = [name, told(score["cost"], ".3f"), f"{score['late'][0]:.1%}", f"{score['wasted'][0]:.2f}"]
-        cells += [f"{score['regret'][0]:.3f}", told(score["brier"], ".3f") if "brier" in score else "–"]
+        cells = [name, formatted(score["cost"], ".3f"), f"{score['late'][0]:.1%}", f"{score['wasted'][0]:.2f}"]
+        cells += [f"{score['regret'][0]:.3f}", formatted(score["brier"], ".3f") if "brier" in score else "–"]
         cells += [f"{score['log_loss']:.3f}" if "log_loss" in score else "–"]
         table.add_row(*cells, style="bold" if name == "spot_price" else "")
     return table
 
 
 def plain_table(title: str, *heads: str) -> Table:
+    """A table without a frame."""
     table = Table(
         box=None, title=f"\n{title}", title_justify="left", title_style="bold", padding=(0, 2, 0, 0), pad_edge=False
     )

@@ -23,11 +23,12 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._spot import api as spo
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import history as spot_history
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import legacy as spot_legacy
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot import record as spot_record
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Wish
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Request
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.estimate import Work
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.evidence import Evidence
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import HOUR
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError, parse_time
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.reader import read_history
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from umccr_pcgr.client import cli as pcgr_cli
@@ -35,6 +36,7 @@ from umccr_pcgr.spot import output as spot_output
 
 
 def moment(text: str) -> float:
+    """Argument type: an ISO 8601 time as seconds since 1970."""
     try:
         return parse_time(text)
     except ValueError:
@@ -44,6 +46,8 @@ def moment(text: str) -> float:
 
 
 def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Argument type: a number above 0, of the given kind."""
+
     def parse(text: str) -> float:
         try:
             value = kind(text)
@@ -57,6 +61,7 @@ def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 
 def names(text: str) -> list[str]:
+    """Argument type: names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -64,6 +69,7 @@ number, count = above_zero(float), above_zero(int)
 
 
 def common(parser: argparse._ActionsContainer) -> None:
+    """Add the options that ranking and recording share."""
     parser.add_argument("-r", "--region", type=names, action="extend", default=[], metavar="R[,R]", help="AWS regions")
     parser.add_argument("-p", "--product-description", metavar="P", help="product (default: Linux/UNIX)")
     parser.add_argument(
@@ -74,6 +80,7 @@ def common(parser: argparse._ActionsContainer) -> None:
 
 
 def rank_parser() -> argparse.ArgumentParser:
+    """The parser of the command without a subcommand."""
     parser = pcgr_cli.Parser(
         prog="spot_price",
         description=__doc__,
@@ -106,9 +113,9 @@ def rank_parser() -> argparse.ArgumentParser:
     work.add_argument("--sample-hours", type=number, metavar="H", help="of one sample (default: from the log, else 1)")
     work.add_argument("--samples", type=count, default=1, metavar="N")
     work.add_argument("--machines", type=count, default=1, metavar="N")
-    work.add_argument("--side-by-side", type=count, default=1, metavar="N", help="samples at a time on a machine")
+    work.add_argument("--side-by-side", type=count, default=1, metavar="N", help="samples at a time on an instance")
     work.add_argument("--deadline", type=number, metavar="H", help="all samples done within so many hours")
-    work.add_argument("--overhead", type=number, default=0.25, metavar="H", help="until a fresh machine works (0.25)")
+    work.add_argument("--overhead", type=number, default=0.25, metavar="H", help="until a fresh instance works (0.25)")
     work.add_argument("--losses", type=count, default=3, metavar="K", help="then a sample runs on demand (3)")
     work.add_argument("--target", type=number, default=0.9, metavar="P", help="odds that are good enough (0.9)")
     work.add_argument("--max-price", type=number, metavar="USD", help="a cap, to see what it would do (default: none)")
@@ -152,15 +159,16 @@ def fetching(console: pcgr_cli.Console) -> Iterator[spot_api.Progress]:
     ) as bar:
         tasks: dict[str, int] = {}
 
-        def told(region: str, so_far: int) -> None:
+        def show_count(region: str, so_far: int) -> None:
             if region not in tasks:
                 tasks[region] = int(bar.add_task(region, total=None))
             bar.update(tasks[region], completed=so_far)  # type: ignore[arg-type]
 
-        yield told
+        yield show_count
 
 
 def run_rank(arguments: argparse.Namespace) -> None:
+    """Rank pools and show the choice."""
     if arguments.bids or arguments.exact:
         raise SpotError("--bids and --exact go with --mode legacy")
     work = Work(
@@ -173,7 +181,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
         arguments.deadline,
     )
     product = spot_history.plain_product(arguments.product_description or "Linux/UNIX")
-    wish = Wish(tuple(arguments.types), tuple(arguments.region), product, "x86_64", arguments.vcpus, arguments.memory_gib, arguments.disk_gb,
+    request = Request(tuple(arguments.types), tuple(arguments.region), product, "x86_64", arguments.vcpus, arguments.memory_gib, arguments.disk_gb,
                 arguments.sample_hours, work, arguments.target, arguments.days, arguments.max_price)  # fmt: skip
     inputs = spot.Inputs(tuple(arguments.history), arguments.on_demand, arguments.advisor, arguments.advisor_date, arguments.scores,
                          arguments.types_file, arguments.log, arguments.profile, arguments.placement_scores)  # fmt: skip
@@ -181,8 +189,8 @@ def run_rank(arguments: argparse.Namespace) -> None:
         from umccr_pcgr.spot import plot as spot_plot
 
         spot_plot.check(arguments.plot)
-    with fetching(pcgr_cli.Console(stderr=True)) as told:
-        choice, found = spot.decide(inputs, wish, arguments.now or time.time(), told)
+    with fetching(pcgr_cli.Console(stderr=True)) as show_count:
+        choice, found = spot.decide(inputs, request, arguments.now or time.time(), show_count)
     console = pcgr_cli.Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160  # a pipe has no width of its own
@@ -190,10 +198,11 @@ def run_rank(arguments: argparse.Namespace) -> None:
     if arguments.explain:
         print(spot_output.explain(choice), file=sys.stdout if arguments.format == "table" else sys.stderr)
     if arguments.plot:
-        spot_plot.draw(choice, found.histories, found.wish, arguments.plot)
+        spot_plot.draw(choice, found.histories, found.request, arguments.plot)
 
 
 def run_legacy(arguments: argparse.Namespace) -> None:
+    """Show the hours since the price was last above a bid."""
     for name, value in (("--product-description", arguments.product_description), ("--bids", arguments.bids)):
         if not value:
             raise SpotError(
@@ -209,7 +218,7 @@ def run_legacy(arguments: argparse.Namespace) -> None:
     types = list(dict.fromkeys(kind for kind, _bid in bids))
     zones: set[str] = set()
     if arguments.history:
-        histories = [spot_history.read_history(path) for path in arguments.history]
+        histories = [read_history(path) for path in arguments.history]
     elif len(arguments.region) == 1:
         account = spot_api.Account(arguments.profile)
         account.check(arguments.region)
@@ -217,7 +226,7 @@ def run_legacy(arguments: argparse.Namespace) -> None:
         spot_api.add_zones(evidence, account, arguments.region[0])
         zones = set(evidence.zones)
         start = now - arguments.hours * HOUR
-        with fetching(pcgr_cli.Console(stderr=True)) as told:
+        with fetching(pcgr_cli.Console(stderr=True)) as show_count:
             records = spot_api.price_history(
                 account,
                 arguments.region,
@@ -225,7 +234,7 @@ def run_legacy(arguments: argparse.Namespace) -> None:
                 product=arguments.product_description,
                 start=start,
                 end=now,
-                progress=told,
+                progress=show_count,
             )
         histories = [spot_history.from_records(found) for found in records.values()]
     else:
@@ -253,6 +262,7 @@ def run_legacy(arguments: argparse.Namespace) -> None:
 
 
 def run_record(argv: list[str]) -> None:
+    """Store prices in a file, or add the new ones."""
     parser = pcgr_cli.Parser(
         prog="spot_price record",
         description="Stores spot prices in FILE; run again, it adds what is new, without gaps or repeats (AWS keeps 90 days).",
@@ -266,7 +276,7 @@ def run_record(argv: list[str]) -> None:
     account = spot_api.Account(arguments.profile)
     account.check(arguments.region)
     product = spot_history.plain_product(arguments.product_description or "Linux/UNIX")
-    with fetching(pcgr_cli.Console(stderr=True)) as told:
+    with fetching(pcgr_cli.Console(stderr=True)) as show_count:
         for region in arguments.region:
             before, after = spot_record.record(
                 arguments.file,
@@ -275,12 +285,13 @@ def run_record(argv: list[str]) -> None:
                 types=arguments.types,
                 product=product,
                 now=arguments.now or time.time(),
-                progress=told,
+                progress=show_count,
             )
             print(f"{arguments.file}: {region}: {after - before:,} new prices, {after:,} in all")
 
 
 def run_backtest(argv: list[str]) -> None:
+    """Compare the advice with simple strategies on synthetic and recorded markets."""
     from umccr_pcgr.spot import backtest as spot_backtest
 
     parser = pcgr_cli.Parser(

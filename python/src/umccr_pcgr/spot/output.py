@@ -25,10 +25,12 @@ def percent(value: float) -> str:
 
 
 def span(found: Interval | None) -> str:
+    """A probability with its interval."""
     return f"{percent(found.mean)} ({percent(found.low)}–{percent(found.high)})" if found else "unknown"
 
 
 def dollars(value: float) -> str:
+    """US dollars with four decimals below one dollar, else three."""
     return f"{value:.4f}" if value < 1 else f"{value:.3f}"
 
 
@@ -93,6 +95,7 @@ def render(choice: Choice, top: int, width: int) -> Group:
 
 
 def line(head: str, text: str) -> Table:
+    """A labelled line whose text is folded beside the label."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -101,6 +104,7 @@ def line(head: str, text: str) -> Table:
 
 
 def set_text(choice: Choice) -> str:
+    """The set by type, with the zones of each."""
     if not choice.pools:
         return "none"
     kinds: dict[str, list[str]] = {}
@@ -126,15 +130,15 @@ def explain(choice: Choice) -> str:
     ]
     if row.hazard:
         parts.append(
-            f"  Interruptions: {row.hazard.mean:.2g} per machine-hour expected (90 %: {row.hazard.low:.2g} to {row.hazard.high:.2g}), from "
+            f"  Interruptions: {row.hazard.mean:.2g} per instance-hour expected (90 %: {row.hazard.low:.2g} to {row.hazard.high:.2g}), from "
             + ", ".join(row.rests_on[1:])
-            + f". A class is read as a share of machines lost within {CLASS_HOURS:.0f} h (AWS does not say in what time; between a day "
-            "and a month), and weighs a quarter of an interruption; our own machines' hours and losses are added "
-            f"(from {ENOUGH} losses in a pool on: its own survival curve, Kaplan-Meier)."
+            + f". A class is read as a share of instances interrupted within {CLASS_HOURS:.0f} h (AWS does not say in what time; between a day "
+            "and a month), and weighs a quarter of an interruption; our own instances' hours and interruptions are added "
+            f"(from {ENOUGH} interruptions in a pool on: its own survival curve, Kaplan-Meier)."
         )
         parts.append(
             f"  A sample of {work.hours:g} h is begun again after each interruption, {work.overhead:g} h later, and runs on demand after "
-            f"{work.losses} losses: cost {dollars(row.cost.mean)} expected, {dollars(row.cost.low)} (few interruptions) to "
+            f"{work.losses} interruptions: cost {dollars(row.cost.mean)} expected, {dollars(row.cost.low)} (few interruptions) to "
             f"{dollars(row.cost.high)} (many, at the p95 price)."
         )
     else:
@@ -149,7 +153,7 @@ def explain(choice: Choice) -> str:
         "  Order: pools that meet --target first, then expected cost per sample, then placement score. * marks the set to launch from:"
     )
     parts.append(
-        "  many pools, since one machine is interrupted with its pool; a pool is left out only where on demand is cheaper."
+        "  many pools, since one instance is interrupted with its pool; a pool is left out only where on demand is cheaper."
     )
     return "\n".join(parts)
 

@@ -12,7 +12,7 @@ mpl.use("Agg")
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
-from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Choice, Row, Wish
+from ansible_collections.umccr.pcgr.plugins.module_utils._spot.choice import Choice, Request, Row
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.history import HOUR, History
 from ansible_collections.umccr.pcgr.plugins.module_utils._spot.log import SpotError
 from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def check(path: str) -> None:
         raise SpotError(f"--plot: {Path(path).resolve().parent}: no such folder")
 
 
-def draw(choice: Choice, histories: list[History], wish: Wish, path: str) -> None:
+def draw(choice: Choice, histories: list[History], request: Request, path: str) -> None:
     """Write the picture."""
     kinds = list(dict.fromkeys(row.pool.type for row in choice.rows))[:SHOWN]
     style: dict[Any, Any] = {"font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
@@ -44,8 +44,8 @@ def draw(choice: Choice, histories: list[History], wish: Wish, path: str) -> Non
         for place, kind in enumerate(kinds):
             axes = figure.add_subplot(grid[place, 0], sharex=first)
             first = first or axes
-            prices(axes, kind, choice, histories, wish, last=place == len(kinds) - 1)
-        frontier(figure.add_subplot(grid[:, 1]), choice, wish)
+            prices(axes, kind, choice, histories, request, last=place == len(kinds) - 1)
+        frontier(figure.add_subplot(grid[:, 1]), choice, request)
         figure.text(
             0.0,
             -0.02,
@@ -65,13 +65,13 @@ def when(seconds: float) -> Any:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def prices(axes: Axes, kind: str, choice: Choice, histories: list[History], wish: Wish, *, last: bool) -> None:
+def prices(axes: Axes, kind: str, choice: Choice, histories: list[History], request: Request, *, last: bool) -> None:
     """Steps of one type's price in its zones, with the on-demand price and the cap."""
-    start = choice.now - wish.days * 24 * HOUR
+    start = choice.now - request.days * 24 * HOUR
     pools = sorted(row.pool.zone for row in choice.rows if row.pool.type == kind)
     for history in histories:
         for index, pool in enumerate(history.pools):
-            if pool.type != kind or pool.zone not in pools or pool.product != wish.product:
+            if pool.type != kind or pool.zone not in pools or pool.product != request.product:
                 continue
             time, price = history.series(index)
             inside = slice(
@@ -84,13 +84,13 @@ def prices(axes: Axes, kind: str, choice: Choice, histories: list[History], wish
                 moments, [*price[inside], price[inside][-1]], where="post", color=colour, linewidth=1.3, label=pool.zone
             )
     best = next(row for row in choice.rows if row.pool.type == kind)
-    for value, name, dash in ((best.on_demand, "on demand", "--"), (wish.cap, "cap", ":")):
+    for value, name, dash in ((best.on_demand, "on demand", "--"), (request.cap, "cap", ":")):
         if value is not None:
             axes.axhline(value, color=INK, linewidth=1, linestyle=dash)
             axes.annotate(name, (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
-    axes.set_xlim(when(start if best.days > wish.days - 1 else choice.now - best.days * 24 * HOUR), when(choice.now))
+    axes.set_xlim(when(start if best.days > request.days - 1 else choice.now - best.days * 24 * HOUR), when(choice.now))
     axes.set_title(kind, loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("US dollars per hour")
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ def prices(axes: Axes, kind: str, choice: Choice, histories: list[History], wish
     plain(axes)
 
 
-def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
+def frontier(axes: Axes, choice: Choice, request: Request) -> None:
     """Expected cost per sample against the odds; the line joins the pools that none beats in both."""
     deadline = choice.work.deadline is not None
     rows = [row for row in choice.rows if row.uninterrupted]
@@ -172,7 +172,7 @@ def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
             va="top",
             fontsize=8,
         )
-    axes.axhline(wish.target, color=FAINT, linewidth=0.8, linestyle=":")
+    axes.axhline(request.target, color=FAINT, linewidth=0.8, linestyle=":")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:.0%}" if value <= 1 else ""))
     axes.set_ylabel(
         f"odds: all samples within {choice.work.deadline:g} h"
@@ -186,6 +186,7 @@ def frontier(axes: Axes, choice: Choice, wish: Wish) -> None:
 
 
 def plain(axes: Axes) -> None:
+    """Remove the frame's upper and right edges."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#eaeef2", linewidth=0.8)
     axes.set_axisbelow(True)
