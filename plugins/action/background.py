@@ -1,4 +1,6 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Runs a module that brings data or a runtime; where that is much, apart from the connection, and with its progress on the screen.
 
 ``meta/runtime.yml`` says which modules. Each is asked with C(defer) first: it does what is little, or answers where to look.

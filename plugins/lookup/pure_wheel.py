@@ -1,4 +1,6 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Lookup plugin: a wheel of a pure Python package, built without a build tool."""
 
 from __future__ import annotations
@@ -84,9 +86,7 @@ def package_files(source: Path, packages: Sequence[str]) -> dict[str, bytes]:
     files = {
         path.relative_to(src).as_posix(): path.read_bytes()
         for path in sorted(src.rglob("*"))
-        if path.is_file()
-        and not {"__pycache__"} & set(path.parts)
-        and not any(p.endswith(".egg-info") for p in path.parts)
+        if path.is_file() and not any(part == "__pycache__" or part.endswith(".egg-info") for part in path.parts)
     }
     if not packages:
         return files

@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Lookup plugin: one PCGR release as the collection knows it."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: release
 author: University of Melbourne Centre for Cancer Research (@umccr)
-short_description: What the collection knows about a PCGR release
+short_description: Look up a PCGR release
 version_added: "1.0.0"
 description:
   - Reads a file of the collection's C(releases) folder, checks it, and returns it with the release's dialect,

@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Write a set of small text files in one go."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Manage a set of small text files."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: config_files
-short_description: Write a set of small text files in one go
+short_description: Manage a set of small text files
 version_added: 1.0.0
 description:
   - Makes the listed text files hold exactly the given content, owner and mode, and removes files that must not be there.
@@ -14,8 +16,10 @@ description:
   - A file is replaced by a rename, so that a reader sees the old or the new content. Missing parent folders are made, owned by root, mode V(0755).
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: full, description: Shows the difference of each file.}
+  check_mode: {support: full}
+  diff_mode: {support: full}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   files:
     description: The files, by absolute path.
@@ -33,6 +37,8 @@ options:
     type: list
     elements: path
     default: []
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

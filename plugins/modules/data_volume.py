@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Make a data volume ready to be mounted, without ever harming what is on it."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Prepare a data volume for mounting."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: data_volume
-short_description: Make a data volume ready to be mounted, without ever harming what is on it
+short_description: Prepare a data volume for mounting
 version_added: 1.0.0
 description:
   - Finds the volume and says how it is to be mounted; M(ansible.posix.mount) does so.
@@ -19,12 +21,15 @@ requirements:
   - e2fsprogs or xfsprogs, unless O(readonly)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   source:
     description:
-      - "A disk by a name that stays: below C(/dev/disk/by-id/), C(/dev/disk/by-uuid/) or C(/dev/disk/by-partuuid/), or the id that the cloud knows it by (C(vol-...) of EBS, the UUID of a Cinder volume)."
+      - "A disk by a name that stays: below C(/dev/disk/by-id/), C(/dev/disk/by-uuid/) or C(/dev/disk/by-partuuid/),
+        or the id that the cloud knows it by (C(vol-...) of EBS, the UUID of a Cinder volume)."
       - With O(readonly) also an NFS export, C(server:/path), or a file that holds a file system, such as an EROFS or squashfs image.
     type: str
     required: true
@@ -50,6 +55,8 @@ options:
     description: Folders that become invisible when all is mounted; they must hold no files then. Unset, O(path).
     type: list
     elements: path
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""
@@ -73,7 +80,10 @@ RETURN = r"""
 source: {description: "What to mount: the name below C(/dev/disk/), the NFS export or the file.", type: str, returned: success}
 filesystem: {description: Type of the file system., type: str, returned: success}
 options: {description: Mount options., type: str, returned: success}
-mounted: {description: "Whether it is mounted at O(path) and C(/etc/fstab) says so: M(ansible.posix.mount) would change nothing.", type: bool, returned: success}
+mounted:
+  description: "Whether it is mounted at O(path) and C(/etc/fstab) says so: M(ansible.posix.mount) would change nothing."
+  type: bool
+  returned: success
 made: {description: Whether a file system was made., type: bool, returned: success}
 grown: {description: Whether the file system was made larger., type: bool, returned: success}
 """
@@ -233,7 +243,8 @@ class Volume:
         found = self.signatures()
         if len(found) != 1 or found[0] not in READABLE:
             raise VolumeError(
-                f"{self.name}: holds {', '.join(dict.fromkeys(found)) or 'no file system'}; a volume that is only mounted must hold one of {', '.join(READABLE)}"
+                f"{self.name}: holds {', '.join(dict.fromkeys(found)) or 'no file system'}; "
+                f"a volume that is only mounted must hold one of {', '.join(READABLE)}"
             )
         return found[0]
 

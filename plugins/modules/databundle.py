@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Bring PCGR's reference bundle and VEP cache to a machine."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install PCGR's reference bundle and VEP cache."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: databundle
-short_description: Bring PCGR's reference bundle and VEP cache to a machine
+short_description: Install PCGR's reference bundle and VEP cache
 version_added: 1.0.0
 description:
   - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
@@ -16,16 +18,18 @@ description:
   - With O(seed), folders that are on the machine already are copied, or taken as they are where they lie at their final place.
   - Archives that are damaged, cut, or do not end as a tar file must are refused, as are members that would leave their folder, sparse files, devices and the
     like. The message names the member and its place in the archive. Hard links to files of the same tree are made.
-  - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
-    after a cut at any moment each folder is the old one or the new one."
+  - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then
+    put in place by one rename: after a cut at any moment each folder is the old one or the new one."
   - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether anything is to do."
 requirements:
   - python3-requests (for http and https)
   - libisal2
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   root:
     description: Folder that gets C(bundles/<date>/data/<assembly>) and C(vep/<release>/homo_sapiens/<cache>).
@@ -78,6 +82,8 @@ options:
     description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
     type: bool
     default: false
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Remove reference data that no release needs any more."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Remove reference data that no release needs."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: databundle_prune
-short_description: Remove reference data that no release needs any more
+short_description: Remove reference data that no release needs
 version_added: 1.0.0
 description:
   - Removes the folders that M(umccr.pcgr.databundle) has put in place and that none of the given releases needs.
@@ -14,8 +16,10 @@ description:
   - A folder goes out of the way by one rename, before it is deleted.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   root:
     description: The folder that M(umccr.pcgr.databundle) brings data to.
@@ -31,6 +35,8 @@ options:
     type: list
     elements: str
     required: true
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

@@ -1,20 +1,24 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Keep a virtual environment that holds one application and its locked requirements."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install a Python application into a virtual environment."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: python_app
-short_description: Keep a virtual environment that holds one application and its locked requirements
+short_description: Install a Python application into a virtual environment
 version_added: 1.0.0
 description:
   - Installs a wheel and a hashed requirements list into a virtual environment with one run of pip, which checks every file's hash.
   - A stamp in the environment, written last, names what is installed. When wheel, list and Python are the same, nothing is run.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   path:
     description: Folder of the virtual environment.
@@ -42,6 +46,8 @@ options:
     description: The interpreter to build on.
     type: path
     default: /usr/bin/python3
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Make PCGR's conda environments from its lock files."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install PCGR's conda environments from lock files."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: runtime_conda
-short_description: Make PCGR's conda environments from its lock files
+short_description: Install PCGR's conda environments from lock files
 version_added: 1.0.0
 description:
   - Reads the explicit lock files that belong to a release, fetches every package that they name, compares its MD5 with the lock, and links the
@@ -22,8 +24,10 @@ requirements:
   - python3-requests (for http and https)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   path:
     description: Folder below which runtimes are kept.
@@ -84,6 +88,8 @@ options:
     description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
     type: bool
     default: false
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

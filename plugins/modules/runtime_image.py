@@ -1,22 +1,27 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Make PCGR's container image available on a machine."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install PCGR's container image."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: runtime_image
-short_description: Make PCGR's container image available on a machine
+short_description: Install PCGR's container image
 version_added: 1.0.0
 description:
-  - Pulls the image of a release from a registry, by digest where the release has one, or loads it from an archive on a mirror after its SHA-256 has been checked.
+  - Pulls the image of a release from a registry, by digest where the release has one, or loads it from an archive on a mirror after its
+    SHA-256 has been checked.
   - The digest of an image that was pulled by tag is remembered; a tag that names another one later is refused.
   - Writes the immutable image id to a JSON file. Samples run by that id, so a tag that moves cannot change what runs.
   - Uses the C(docker) command of the machine; no Python library is needed there.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   reference:
     description: Image reference with tag.
@@ -76,6 +81,8 @@ options:
     description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
     type: bool
     default: false
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

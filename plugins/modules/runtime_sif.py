@@ -1,12 +1,14 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
-"""Bring PCGR's Apptainer image to a machine."""
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install PCGR's Apptainer image."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: runtime_sif
-short_description: Bring PCGR's Apptainer image to a machine
+short_description: Install PCGR's Apptainer image
 version_added: 1.0.0
 description:
   - Fetches an Apptainer image (SIF) from a registry (C(oras://)) or from a mirror, by several connections at once and resumed after breaks and cuts.
@@ -18,8 +20,10 @@ requirements:
   - python3-requests (for http and https)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and tell what would change.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: linux}
 options:
   path:
     description: Folder below which runtimes are kept.
@@ -72,6 +76,8 @@ options:
     description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
     type: bool
     default: false
+extends_documentation_fragment:
+  - umccr.pcgr.attributes
 """
 
 EXAMPLES = r"""

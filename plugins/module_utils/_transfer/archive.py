@@ -1,4 +1,6 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Unpack a gzipped tar file while it arrives, so that a cut at any moment, of the process or the machine, costs little."""
 
 from __future__ import annotations
@@ -56,6 +58,12 @@ def safe_name(name: str) -> str | None:
     return posixpath.normpath(name)
 
 
+def split_states(states: bytes) -> dict[str, bytes]:
+    """The two states of a checkpoint, which lie one behind the other in a block and in a file."""
+    size = Gunzip.STATE_BYTES
+    return {"inflate": states[:size], "sha256": states[size:]}
+
+
 def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Connection) -> None:
     """Fetch, hash and decompress an archive from `point` on, in a process of its own, where this does not hold up the writing.
 
@@ -70,7 +78,8 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
 
     def hash_to(end: int) -> None:
         nonlocal hashed
-        sha256.update(block[hashed - begin : end - begin])
+        first, last = hashed - begin, end - begin
+        sha256.update(block[first:last])
         hashed = end
 
     def arriving() -> Iterator[memoryview]:
@@ -87,11 +96,12 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
                 if number >= SLOTS:
                     pipe.recv_bytes()
                 place = number % SLOTS * SLOT_BYTES
-                length = stream.readinto(view[place : place + BLOCK])
+                state, end = place + BLOCK, place + SLOT_BYTES
+                length = stream.readinto(view[place:state])
                 if not length:
                     break
                 hash_to(stream.consumed)
-                view[place + BLOCK : place + SLOT_BYTES] = stream.state + sha256.state
+                view[state:end] = stream.state + sha256.state
                 pipe.send((length, stream.consumed))
         pipe.send(sha256.hexdigest())
     except (DownloadError, GzipError) as error:
@@ -169,16 +179,17 @@ class Arrival:
             return False
         length, self.consumed = told
         place = self._number % SLOTS * SLOT_BYTES
-        self._block = self._view[place : place + length]
+        end = place + length
+        self._block = self._view[place:end]
         self._number += 1
         return True
 
     def state(self) -> dict[str, Any]:
         """A checkpoint of this moment, which must be one between two blocks."""
         place = (self._number - 1) % SLOTS * SLOT_BYTES + BLOCK
-        states = bytes(self._view[place : place + SLOT_BYTES - BLOCK])
+        end = place + SLOT_BYTES - BLOCK
         numbers = {"position": self.position, "consumed": self.consumed}
-        return numbers | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
+        return numbers | split_states(bytes(self._view[place:end]))
 
     def finish(self) -> str:
         """Read on to the end, if anything is left; return the archive's SHA-256."""
@@ -231,7 +242,7 @@ class Checkpoints:
         known = self.identity["tag"] and point["identity"] == self.identity
         if not known or (name != SYNCED and point["boot"] != self.boot):
             return {}
-        return point | {"inflate": states[: Gunzip.STATE_BYTES], "sha256": states[Gunzip.STATE_BYTES :]}
+        return point | split_states(states)
 
     def write(self, point: dict[str, Any]) -> None:
         """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
@@ -377,7 +388,8 @@ class Unpacker:
                     raise self.reader.cut()
                 done += len(part)
                 while part:
-                    part = part[os.write(file, part) :]
+                    written = os.write(file, part)
+                    part = part[written:]
             os.utime(file, (changed, changed))
         finally:
             os.close(file)

@@ -1,4 +1,6 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Read large files from a mirror or an upstream server: by several connections at once, resumed after breaks."""
 
 from __future__ import annotations
@@ -235,7 +237,8 @@ class Download:
                 self._retrying(step, lambda: position)
                 new = position - max(start, position - len(block))
                 if new > 0:
-                    yield memoryview(block)[len(block) - new :]
+                    first = len(block) - new
+                    yield memoryview(block)[first:]
         finally:
             self._close()
 

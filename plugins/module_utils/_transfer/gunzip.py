@@ -1,4 +1,6 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Decompress and hash a gzip stream so that both can go on after the process was killed.
 
 zlib, OpenSSL's hashlib and every wrapper of them keep their state where nobody can save it. ISA-L's inflate state and
