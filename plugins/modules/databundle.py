@@ -11,18 +11,17 @@ module: databundle
 short_description: Install PCGR's reference bundle and VEP cache
 version_added: 1.0.0
 description:
-  - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
-    so that no archive needs room on the disk.
-  - Broken connections are resumed. A run that was cut, even by a reboot, is taken up by the next run where it was.
-  - All users can read what is installed, and only its owner can write it, whatever the umask. Other modes of what is there already are mended.
-  - With O(seed), folders that are on the machine already are copied, or taken as they are where they lie at their final place.
+  - Downloads the archives that a release names, for the given assemblies, by several connections at once, and unpacks them during the download,
+    so that no archive needs space on the disk.
+  - Broken connections are resumed. If a run is interrupted, even by a reboot, the next run resumes where it stopped.
+  - All users can read what is installed, and only its owner can write it, whatever the umask. Other modes of what is installed already are corrected.
+  - With O(seed), folders that are on the host already are copied, or kept as they are if they are at their final place.
   - Archives that are damaged, cut, or do not end as a tar file must are refused, as are members that would leave their folder, sparse files, devices and the
     like. The message names the member and its place in the archive. Hard links to files of the same tree are made.
   - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then
-    put in place by one rename: after a cut at any moment each folder is the old one or the new one."
-  - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether anything is to do."
+    put in place by one rename: after an interruption at any moment each folder is the old one or the new one."
+  - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether there is anything to do."
 requirements:
-  - python3-requests (for http and https)
   - libisal2
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
@@ -44,13 +43,6 @@ options:
     type: list
     elements: str
     required: true
-  mirror_url:
-    description: Folder with the archives and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Without it, the release's own addresses.
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   seed:
     description:
       - Folder of this machine that may hold data unpacked already; what it has is not downloaded.
@@ -58,32 +50,15 @@ options:
         C(data/<assembly>); C(vep/<release>/homo_sapiens/<cache>), C(homo_sapiens/<cache>)."
       - The same folder as O(root) is allowed; data without a stamp are then checked and stay where they are.
     type: path
-  checksums:
-    description: File in which the checksums of archives are kept that nobody has published; a later archive of the same name must have the same one.
-    type: path
-    default: /var/lib/pcgr/checksums.json
-  connections:
-    description: Connections by which one archive is fetched at once.
-    type: int
-    default: 6
-  timeout:
-    description: Seconds of silence after which a connection counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without a byte of progress before giving up.
-    type: int
-    default: 6
   space_factor:
-    description: Free space asked for, as a multiple of an archive's size, before its download begins.
+    description: Free space required before a download starts, as a multiple of the archive's size.
     type: float
     default: 2.5
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.connections
+  - umccr.pcgr.transfer.checksums
 """
 
 EXAMPLES = r"""
@@ -102,9 +77,9 @@ parts:
   elements: dict
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 

@@ -16,12 +16,12 @@ description:
   - "The environments lie in C(<path>/<name>/envs/<environment>), where the name comes from the locks. Conda packages have the path of their
     environment written into them, so they are made at their final place: a folder without the stamp C(.umccr.pcgr.json) is unfinished, and is
     removed and made again. The record is replaced last, by a rename: after a cut at any moment the old runtime is in use or the new one."
-  - Packages that have arrived before a cut are not fetched again.
+  - Packages that were downloaded before an interruption are not downloaded again.
+  - "O(record) gets C(kind), C(image) (the folder), C(prefixes) and C(locks). With O(prune), other runtimes below O(path) are removed."
+  - O(mirror_url) holds the lock files; it is used in place of each lock's C(url).
   - Nothing in the environments names a place outside them, so the folder may be copied to another machine, at the same path.
   - Post-link scripts run as in conda, in the order of the lock, but one that fails is an error. Those of Bioconductor's data packages (the genomes that
     PCGR's report needs) download what they install.
-requirements:
-  - python3-requests (for http and https)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
@@ -29,23 +29,12 @@ attributes:
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
-  path:
-    description: Folder below which runtimes are kept.
-    type: path
-    default: /opt/pcgr-runtime
   locks:
     description:
       - The lock files, by the name of their environment, each with C(file) (its name on a mirror), C(url) and C(sha256).
       - A lock without C(sha256) needs a line in C(SHA256SUMS) of the mirror.
     type: dict
     required: true
-  mirror_url:
-    description: Folder with the lock files and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://), used in place of each lock's C(url).
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   conda_mirror_url:
     description:
       - Address that takes the place of what precedes C(<channel>/<platform>/<file>) in the addresses of packages.
@@ -60,36 +49,18 @@ options:
     description: The program C(pcgr-conda-link).
     type: path
     required: true
-  record:
-    description: JSON file that gets C(kind), C(image) (the folder), C(prefixes) and C(locks).
-    type: path
-    default: /etc/pcgr/runtime.json
   connections:
-    description: Packages fetched at once.
+    description: Packages downloaded at once.
     type: int
     default: 8
-  timeout:
-    description: Seconds of silence after which a connection counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without progress before giving up.
-    type: int
-    default: 6
   space_factor:
-    description: Free space asked for, as a multiple of the packages' size, before they are unpacked.
+    description: Free space required before the packages are unpacked, as a multiple of their size.
     type: float
     default: 5
-  prune:
-    description: Remove other runtimes below O(path).
-    type: bool
-    default: false
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.runtime
 """
 
 EXAMPLES = r"""
@@ -110,9 +81,9 @@ removed:
   elements: str
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 import concurrent.futures

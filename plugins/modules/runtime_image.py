@@ -13,9 +13,11 @@ version_added: 1.0.0
 description:
   - Pulls the image of a release from a registry, by digest where the release has one, or loads it from an archive on a mirror after its
     SHA-256 has been checked.
-  - The digest of an image that was pulled by tag is remembered; a tag that names another one later is refused.
+  - The digest of an image that was pulled by tag is remembered in O(checksums); a tag that names another one later is refused.
   - Writes the immutable image id to a JSON file. Samples run by that id, so a tag that moves cannot change what runs.
-  - Uses the C(docker) command of the machine; no Python library is needed there.
+  - "O(record) gets C(kind), C(image) (the id), C(reference), C(digest), and C(archive) with C(archive_sha256) if it was loaded."
+  - With O(prune), other images of the repository are removed, and the runtimes of other kinds below O(path).
+  - O(mirror_url) is needed for O(archive). Images are pulled by the C(docker) command of the host.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
@@ -33,56 +35,24 @@ options:
   archive:
     description: File name of an archive on the mirror, as C(docker save) writes it, to load instead of pulling.
     type: str
-  mirror_url:
-    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   registry_mirror:
-    description: Host, with port and path where needed, that is asked in place of the registry in O(reference).
+    description: Host, with port and path if needed, to use in place of the registry in O(reference).
     type: str
-  path:
-    description: Folder of runtimes of other kinds, for O(prune).
-    type: path
-    default: /opt/pcgr-runtime
-  record:
-    description: JSON file that gets C(kind), C(image) (the id), C(reference), C(digest), and C(archive) with C(archive_sha256) when loaded.
-    type: path
-    default: /etc/pcgr/runtime.json
-  checksums:
-    description: File in which the digests are kept that tags had the first time.
-    type: path
-    default: /var/lib/pcgr/checksums.json
   scratch:
-    description: Folder with room for the archive while it is being loaded.
+    description: Folder with space for the archive while it is loaded.
     type: path
     default: /var/tmp
-  timeout:
-    description: Seconds of silence after which a connection to the mirror counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without progress before giving up, for pulls and downloads.
-    type: int
-    default: 6
   space_factor:
     description:
-      - Free space asked for in docker's folder of images, as a multiple of the compressed layers or of the archive; 0 not to ask.
-      - Not asked either where the registry does not tell the layers' sizes without an account.
+      - Free space required in docker's folder of images, as a multiple of the compressed layers or of the archive; V(0) disables the check.
+      - There is no check either if the registry does not report the layers' sizes without an account.
     type: float
     default: 3
-  prune:
-    description: Remove other images of the repository, and runtimes of other kinds below O(path).
-    type: bool
-    default: false
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.checksums
+  - umccr.pcgr.transfer.runtime
 """
 
 EXAMPLES = r"""
@@ -109,9 +79,9 @@ removed:
   elements: str
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 import json

@@ -11,13 +11,13 @@ module: runtime_sif
 short_description: Install PCGR's Apptainer image
 version_added: 1.0.0
 description:
-  - Fetches an Apptainer image (SIF) from a registry (C(oras://)) or from a mirror, by several connections at once and resumed after breaks and cuts.
+  - Downloads an Apptainer image (SIF) from a registry (C(oras://)) or from a mirror, by several connections at once. A later run resumes the download.
     The C(apptainer) program is not needed for that.
-  - From a registry, the manifest names the image's SHA-256. That of the first time is remembered; a tag that names another one later is refused.
+  - From a registry, the manifest names the image's SHA-256. The first one is remembered in O(checksums); a tag that names another one later is refused.
     From a mirror, C(SHA256SUMS) names it.
+  - "O(record) gets C(kind), C(image) (the file), C(sha256) and C(reference). With O(prune), other runtimes below O(path) are removed."
+  - O(mirror_url) is needed for O(archive).
   - The file's name comes from its SHA-256, and the record is replaced last, by a rename, so that the old image is in use or the new one.
-requirements:
-  - python3-requests (for http and https)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
@@ -25,59 +25,24 @@ attributes:
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
-  path:
-    description: Folder below which runtimes are kept.
-    type: path
-    default: /opt/pcgr-runtime
   reference:
     description: Image reference C(oras://<registry>/<repository>:<tag>).
     type: str
   archive:
     description: File name of the image on the mirror, to take in place of O(reference).
     type: str
-  mirror_url:
-    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   sha256:
     description: The image must have this checksum.
     type: str
   registry_mirror:
     description: Host, with port and path where needed, that is asked in place of the registry in O(reference); C(http://) before it for a registry without TLS.
     type: str
-  record:
-    description: JSON file that gets C(kind), C(image) (the file), C(sha256) and C(reference).
-    type: path
-    default: /etc/pcgr/runtime.json
-  checksums:
-    description: File in which the checksums are kept that tags had the first time.
-    type: path
-    default: /var/lib/pcgr/checksums.json
-  connections:
-    description: Connections by which the image is fetched at once.
-    type: int
-    default: 6
-  timeout:
-    description: Seconds of silence after which a connection counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without progress before giving up.
-    type: int
-    default: 6
-  prune:
-    description: Remove other runtimes below O(path).
-    type: bool
-    default: false
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.connections
+  - umccr.pcgr.transfer.checksums
+  - umccr.pcgr.transfer.runtime
 """
 
 EXAMPLES = r"""
@@ -102,9 +67,9 @@ removed:
   elements: str
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 import json
