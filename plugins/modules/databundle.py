@@ -45,7 +45,7 @@ options:
     required: true
   seed:
     description:
-      - Folder of this machine that may hold data unpacked already; what it has is not downloaded.
+      - Folder of the host that may hold data that are already unpacked; what it holds is not downloaded.
       - "Looked at are this collection's own layout and the one that PCGR documents: C(bundles/<date>/data/<assembly>), C(<date>/data/<assembly>),
         C(data/<assembly>); C(vep/<release>/homo_sapiens/<cache>), C(homo_sapiens/<cache>)."
       - The same folder as O(root) is allowed; data without a stamp are then checked and stay where they are.
@@ -72,7 +72,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 parts:
-  description: One entry per folder, with its path, the archive, its SHA-256, whether it was brought now, and how many modes were mended.
+  description: One entry per folder, with its path, the archive, its SHA-256, whether it was installed now, and how many modes were corrected.
   type: list
   elements: dict
   returned: always
@@ -95,10 +95,10 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     DatabundleError,
     Part,
     compare,
+    correct_modes,
     is_current,
     is_read_only,
     measure,
-    mend_modes,
     plan,
     put_in_place,
     staging_of,
@@ -115,8 +115,8 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import (
-    Arrival,
     Checkpoints,
+    Transfer,
     Unpacker,
     sync,
 )
@@ -138,7 +138,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.tar_reader im
 
 
 def ensure_writable(due: list[Part], root: str) -> None:
-    """Raise DatabundleError when a folder to bring belongs on a volume that is only mounted."""
+    """Raise DatabundleError when a folder to install belongs on a volume that is mounted read-only."""
     for item in due:
         home = os.path.join(root, item.home)
         while not os.path.isdir(home):
@@ -149,7 +149,7 @@ def ensure_writable(due: list[Part], root: str) -> None:
             )
 
 
-def to_come(due: list[Part], release: dict[str, Any]) -> float:
+def bytes_due(due: list[Part], release: dict[str, Any]) -> float:
     """Bytes of the archives of `due` as far as `release` knows them."""
     wanted = {item.archive for item in due}
     archives = [entry for part in ("bundle", "vep") for entry in release[part]["archives"].values() if entry]
@@ -158,9 +158,9 @@ def to_come(due: list[Part], release: dict[str, Any]) -> float:
 
 
 def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> None:
-    """Bring the archive at `url` and put the folders of `items` in place. Raises DatabundleError and DownloadError.
+    """Transfer the archive at `url` and put the folders of `items` in place. Raises DatabundleError and DownloadError.
 
-    What a broken connection or a cut leaves is where the next run goes on; after any other fault it is removed.
+    The next run continues what a broken connection or an interruption leaves; after any other fault it is removed.
     """
     staging = staging_of(root, url, items)
     download = Download(url, **options["download"])
@@ -184,7 +184,7 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
 
 
 def unpack(items: list[Part], staging: str, download: Download, options: dict[str, Any]) -> dict[str, Any]:
-    """Unpack the archive into `staging`, check what came, and return what the stamp is to say."""
+    """Unpack the archive into `staging`, check it, and return the content of the stamp."""
     first, url = items[0], download.url
     if first.bytes and download.size not in (None, first.bytes):
         raise DownloadError(f"{url}: {download.size} bytes long, expected {first.bytes}")
@@ -194,15 +194,15 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
         shutil.rmtree(staging, ignore_errors=True)
         ensure_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
         os.mkdir(staging, 0o755)
-    arrival = Arrival(download, point)
+    transfer = Transfer(download, point)
     try:
-        # Its thread begins only now, when the process that fetches was forked.
+        # Its thread starts only now, after the process that fetches was forked.
         with Progress(progress_file(os.path.dirname(staging))) as progress:
-            unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints, progress)
+            unpacker = Unpacker(transfer, first.label, [item.member for item in items], checkpoints, progress)
             unpacker.run(point)
-            sha256 = arrival.finish()
+            sha256 = transfer.finish()
     finally:
-        arrival.close()
+        transfer.close()
         checkpoints.finish()
     if first.sha256:
         check(url, sha256, download.size, first.sha256)
@@ -217,7 +217,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     stamp: dict[str, Any] = {
         "archive": first.archive,
         "sha256": sha256,
-        "bytes": arrival.consumed,
+        "bytes": transfer.consumed,
         "source": url,
     }
     return {**stamp, **unpacker.count}
@@ -253,7 +253,7 @@ def source(item: Part, mirror_url: str | None) -> str:
     return str(item.url)
 
 
-def bring(module: AnsibleModule) -> None:
+def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     root, mirror = params["root"], params["mirror_url"]
@@ -275,17 +275,17 @@ def bring(module: AnsibleModule) -> None:
             seeds.append((item, folder))
         else:
             jobs.setdefault(source(item, mirror), []).append(item)
-    # By path: folders above several parts count for the first, as when they are mended.
+    # By path: folders above several parts count for the first, as when they are corrected.
     wrong = {path: item for item in reversed(parts) if item not in due for path, *_ in wrong_modes(item, root)}
-    mended: dict[Part, int] = Counter(wrong.values())
+    corrected: dict[Part, int] = Counter(wrong.values())
     if (due or wrong) and not module.check_mode:
         if due:
-            defer(module, to_come(due, params["release"]), progress_file(root))
+            defer(module, bytes_due(due, params["release"]), progress_file(root))
         os.makedirs(root, mode=0o755, exist_ok=True)
         with exclusive_lock(root):
             if due:
                 fetch_due(module, jobs, seeds)
-            mended = {item: mend_modes(item, root, module.warn) for item in parts}
+            corrected = {item: correct_modes(item, root, module.warn) for item in parts}
     report = [
         {
             "part": item.label,
@@ -294,12 +294,12 @@ def bring(module: AnsibleModule) -> None:
             "sha256": read_json(item.stamp(root)).get("sha256")
             if not (module.check_mode and item in due)
             else item.sha256,
-            "brought": item in due,
-            "mended": mended.get(item, 0),
+            "installed": item in due,
+            "corrected": corrected.get(item, 0),
         }
         for item in parts
     ]
-    module.exit_json(changed=bool(due or any(mended.values())), parts=report)
+    module.exit_json(changed=bool(due or any(corrected.values())), parts=report)
 
 
 def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tuple[Part, str]]) -> None:
@@ -314,7 +314,7 @@ def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tu
     wanted = {staging_of(root, url, items) for url, items in jobs.items()}
     for name in os.listdir(root):
         path = os.path.join(root, name)
-        if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
+        if name.startswith(STAGING) and path not in wanted:  # of an interrupted run whose data are no longer due
             shutil.rmtree(path)
     with Progress(progress_file(root)) as progress:
         for item, folder in seeds:
@@ -339,7 +339,7 @@ def main() -> None:
     )
     try:
         with readable_by_others():
-            bring(module)
+            provide(module)
     except (BusyError, DatabundleError, DownloadError, GzipError, UnpackError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:

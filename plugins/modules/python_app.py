@@ -16,7 +16,7 @@ description:
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
-  diff_mode: {support: none}
+  diff_mode: {support: full}
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
@@ -158,7 +158,7 @@ def main() -> None:
             os.unlink(stamp)  # the next run notices an interruption from here on
         install(module, fresh=not before or before.get("python") != wanted["python"])
         write_json(stamp, wanted)
-    module.exit_json(changed=changed, installed=wanted)
+    module.exit_json(changed=changed, installed=wanted, diff={"before": before, "after": wanted})
 
 
 if __name__ == "__main__":

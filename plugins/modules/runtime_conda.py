@@ -19,7 +19,7 @@ description:
   - Packages that were downloaded before an interruption are not downloaded again.
   - "O(record) gets C(kind), C(image) (the folder), C(prefixes) and C(locks). With O(prune), other runtimes below O(path) are removed."
   - O(mirror_url) holds the lock files; it is used in place of each lock's C(url).
-  - Nothing in the environments names a place outside them, so the folder may be copied to another machine, at the same path.
+  - Nothing in the environments names a place outside them, so the folder may be copied to another host, at the same path.
   - Post-link scripts run as in conda, in the order of the lock, but one that fails is an error. Those of Bioconductor's data packages (the genomes that
     PCGR's report needs) download what they install.
 author: University of Melbourne Centre for Cancer Research (@umccr)
@@ -41,7 +41,7 @@ options:
       - C(<conda_mirror_url>/bioconductor-data/<file>) is then where the post-link scripts of Bioconductor's data packages look first.
     type: str
   post_link:
-    description: Whether post-link scripts are run, or packages that bring one are refused.
+    description: Whether post-link scripts are run, or packages that have one are refused.
     type: str
     choices: [run, refuse]
     default: run
@@ -203,7 +203,7 @@ def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, A
 
 
 def fetch(packages: list[Package], folder: str, params: dict[str, Any], progress: Progress) -> None:
-    """Have every package as `<folder>/<md5>/<file>`. Raises DownloadError; what has arrived by then stays."""
+    """Fetch every package to `<folder>/<md5>/<file>`. Raises DownloadError; complete packages stay."""
     options = {"timeout": params["timeout"], "attempts": params["attempts"], "connections": 1}
 
     def one(package: Package) -> None:
@@ -244,7 +244,7 @@ def link(
     if scripts and params["post_link"] == "refuse":
         names = ", ".join(package.name for package, _script in scripts)
         raise CondaError(
-            f"{prefix}: these packages bring post-link scripts, which runtime_conda_post_link refuses: {names}"
+            f"{prefix}: these packages have post-link scripts, which runtime_conda_post_link refuses: {names}"
         )
     if params["conda_mirror_url"]:
         prefer_mirror(os.path.join(prefix, DATA_ADDRESSES), params["conda_mirror_url"])
@@ -286,14 +286,14 @@ def prefer_mirror(path: str, mirror_url: str) -> None:
 
 
 def complaint(err: str, out: str, code: int) -> str:
-    """What a program complained of, in one line; what `set -x` of a shell prints is none of it."""
+    """A program's complaint in one line, without what `set -x` of a shell prints."""
     lines = [line.strip() for line in (*out.splitlines(), *err.splitlines())]
     lines = [line for line in lines if line and not line.startswith("+")]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else f"exit code {code}")
 
 
 def downloads(image: str) -> str:
-    """Folder in which the packages of `image` arrive."""
+    """Folder to which the packages of `image` are downloaded."""
     return os.path.join(os.path.dirname(image), f".packages-{os.path.basename(image)}")
 
 
@@ -340,7 +340,7 @@ def name_of(locks: dict[str, dict[str, Any]]) -> str:
 def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
-    os.umask(0o022)  # other users run what is made here, however careful root is
+    os.umask(0o022)  # other users run what is installed here, whatever root's umask is
     options = download_options(params)
     locks = with_checksums(params, options)
     image = os.path.join(params["path"], name_of(locks))
@@ -352,7 +352,7 @@ def provide(module: AnsibleModule) -> None:
     }
     due = read_json(os.path.join(image, STAMP)).get("locks") != wanted["locks"]
     changed = due or read_json(params["record"]) != wanted
-    # A cut after the stamp leaves the packages.
+    # An interruption after the stamp leaves the packages.
     if (changed or os.path.exists(downloads(image))) and not module.check_mode:
         report = progress_file(params["path"])
         if due:

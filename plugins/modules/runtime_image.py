@@ -126,7 +126,7 @@ PERMANENT = ("manifest unknown", "not found", "denied", "unauthorized")
 
 
 class ImageError(Exception):
-    """The image cannot be had; the text is one line."""
+    """The image cannot be installed; the text is one line."""
 
 
 class Docker:
@@ -170,7 +170,7 @@ class Docker:
         return root if os.path.isdir(root) and "io.containerd" not in str(about.get("DriverStatus")) else None
 
     def pull(self, name: str, attempts: int, progress: Progress) -> None:
-        """Pull `name`; layers that arrived are kept between attempts, so trying again resumes."""
+        """Pull `name`; complete layers are kept between attempts, so that a new attempt resumes."""
         for attempt in range(1, attempts):
             try:
                 self._pull(name, progress)
@@ -245,7 +245,7 @@ def layers_bytes(params: dict[str, Any]) -> int | None:
 
 
 def begin(module: AnsibleModule, docker: Docker, size: int | None, what: str, archive: int = 0) -> Progress:
-    """Make sure that there is room for `what`, of `size` bytes while it travels; the progress of bringing it.
+    """Make sure that there is room for `what`, of `size` bytes while it is transferred; return its progress.
 
     `archive` is the size of a file that lies in the scratch folder meanwhile. Raises DownloadError, or ends the module to defer it.
     """
@@ -287,12 +287,12 @@ def provide(module: AnsibleModule) -> None:
     params = module.params
     docker = Docker(module)
     if not docker.program and not module.check_mode:
-        raise ImageError("the docker command is not on this machine; the role umccr.pcgr.docker installs it")
+        raise ImageError("the docker command is not on this host; the role umccr.pcgr.docker installs it")
     before = read_json(params["record"])
     wanted = {"kind": "docker", "reference": params["reference"]}
     wanted |= from_archive(module, docker, before) if params["archive"] else from_registry(module, docker, before)
-    brought = wanted.pop("brought")
-    changed = brought or before != wanted
+    fetched = wanted.pop("fetched")
+    changed = fetched or before != wanted
     if changed and not module.check_mode:
         write_json(params["record"], wanted)
     removed = prune(module, docker, wanted["image"]) if params["prune"] else []
@@ -316,7 +316,7 @@ def prune(module: AnsibleModule, docker: Docker, image: str) -> list[str]:
 
 
 def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
-    """Have the image from its registry; `image`, its `digest` there, and whether it was `brought`."""
+    """Have the image from its registry; `image`, its `digest` there, and whether it was `fetched`."""
     params = module.params
     reference = mirrored(params["reference"], params["registry_mirror"])
     name = pinned(reference, params["digest"])
@@ -325,10 +325,10 @@ def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any])
         # What a tag names may have changed, here too; samples go on with what it named first.
         image = docker.image_id(before.get("image") or "-")
     image = image or docker.image_id(name)
-    brought = image is None
-    if brought and module.check_mode:
-        return {"image": "", "digest": params["digest"], "brought": True}
-    if brought:
+    fetched = image is None
+    if fetched and module.check_mode:
+        return {"image": "", "digest": params["digest"], "fetched": True}
+    if fetched:
         with begin(module, docker, layers_bytes(params), name) as progress:
             progress.begin(name, unit="layers")
             docker.pull(name, params["attempts"], progress)
@@ -336,18 +336,18 @@ def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any])
     digests = docker.digests(str(image), repository_of(reference))
     if params["digest"]:
         if params["digest"] not in digests:
-            raise ImageError(f"{name}: docker brought the digest {' '.join(digests) or 'of another repository'}")
-        return {"image": image, "digest": params["digest"], "brought": brought}
+            raise ImageError(f"{name}: docker fetched the digest {' '.join(digests) or 'of another repository'}")
+        return {"image": image, "digest": params["digest"], "fetched": fetched}
     digest = before.get("digest") if before.get("digest") in digests else next(iter(digests), None)
     if digest:
         trust_on_first_use(
             params["checksums"], params["reference"], digest.partition(":")[2], remember=not module.check_mode
         )
-    return {"image": image, "digest": digest, "brought": brought}
+    return {"image": image, "digest": digest, "fetched": fetched}
 
 
 def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
-    """Have the image from the mirror's archive; `image`, the archive and its checksum, and whether it was `brought`."""
+    """Ensure the image from the mirror's archive; `image`, the archive and its checksum, and whether it was `fetched`."""
     params = module.params
     archive = params["archive"]
     if not params["mirror_url"]:
@@ -357,12 +357,12 @@ def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) 
     sha256, unknown = checksum(params)
     image = docker.image_id(before["image"]) if before.get("image") else None
     same = before.get("archive") == archive and sha256 in (None, before.get("archive_sha256"))
-    brought = not (image and same)
+    fetched = not (image and same)
     if unknown:
-        if brought and not module.check_mode:
+        if fetched and not module.check_mode:
             raise ImageError(unknown)
         module.warn(f"the image's checksum could not be compared: {unknown}")
-    if not brought:
+    if not fetched:
         sha256 = before.get("archive_sha256")
     elif not module.check_mode:
         sha256 = load(module, docker, sha256)
@@ -372,15 +372,15 @@ def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) 
         "digest": params["digest"],
         "archive": archive,
         "archive_sha256": sha256,
-        "brought": brought,
+        "fetched": fetched,
     }
 
 
 def known(docker: Docker, name: str) -> str:
-    """Id of an image that was just brought; raises ImageError when docker does not have it."""
+    """Id of an image that was just fetched; raises ImageError when docker does not have it."""
     image = docker.image_id(name)
     if not image:
-        raise ImageError(f"{name}: docker does not know the image after it was brought")
+        raise ImageError(f"{name}: docker does not know the image after it was fetched")
     return image
 
 

@@ -108,7 +108,7 @@ SIF_MAGIC_AT = 32
 
 
 class SifError(Exception):
-    """The image cannot be had; the text is one line."""
+    """The image cannot be installed; the text is one line."""
 
 
 def registry_of(reference: str, mirror: str | None, timeout: float) -> Registry:
@@ -166,8 +166,8 @@ def expected(
     return sha256, registry.url("blobs", f"sha256:{sha256}"), registry
 
 
-def bring(path: str, url: str, sha256: str, progress: Progress, options: dict[str, Any]) -> None:
-    """Have the image at `path`; raises SifError and DownloadError. What a cut leaves is where the next run goes on."""
+def fetch(path: str, url: str, sha256: str, progress: Progress, options: dict[str, Any]) -> None:
+    """Fetch the image to `path`; raises SifError and DownloadError. The next run continues what an interruption leaves."""
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
     progress.done = os.path.getsize(part) if os.path.exists(part) else 0
     save(url, part, sha256, resume=True, count=progress.count, **options)
@@ -183,7 +183,7 @@ def bring(path: str, url: str, sha256: str, progress: Progress, options: dict[st
 def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
-    os.umask(0o022)  # other users run what is brought here, however careful root is
+    os.umask(0o022)  # other users run what is installed here, whatever root's umask is
     before = read_json(params["record"])
     options = download_options(params)
     sha256, url, registry = expected(module, before, options)
@@ -209,7 +209,7 @@ def provide(module: AnsibleModule) -> None:
             if due:
                 with Progress(report) as progress:
                     progress.begin(f"Apptainer image {wanted['reference']}", size)
-                    bring(image, url, sha256, progress, options)
+                    fetch(image, url, sha256, progress, options)
             if changed:
                 write_json(params["record"], wanted)
             for path in old:

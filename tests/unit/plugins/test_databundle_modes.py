@@ -94,18 +94,18 @@ def test_wrong_modes_are_mended(mirror: Mirror, tmp_path: Path) -> None:
     spoil(root)
     before = modes(root)
     predicted = bring(root, mirror, check=True)
-    assert (predicted["changed"], [part["mended"] for part in predicted["parts"]]) == (True, [8, 6])
+    assert (predicted["changed"], [part["corrected"] for part in predicted["parts"]]) == (True, [8, 6])
     assert modes(root) == before
     mirror.requests.clear()
     answer = bring(root, mirror)
     assert answer["changed"] is True
-    assert [(part["brought"], part["mended"]) for part in answer["parts"]] == [(False, 8), (False, 6)]
+    assert [(part["installed"], part["corrected"]) for part in answer["parts"]] == [(False, 8), (False, 6)]
     assert wrong(root) == {}
     assert {name for name, _ in mirror.requests} == {"SHA256SUMS"}
     assert (root / FINAL / ".umccr.pcgr.json").read_bytes() == stamp
     for check in (True, False):
         answer = bring(root, mirror, check=check)
-        assert (answer["changed"], {part["mended"] for part in answer["parts"]}) == (False, {0})
+        assert (answer["changed"], {part["corrected"] for part in answer["parts"]}) == (False, {0})
 
 
 @pytest.mark.parametrize(

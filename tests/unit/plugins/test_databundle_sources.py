@@ -275,7 +275,7 @@ def test_a_cache_of_another_release_is_named(mirror: Mirror, tmp_path: Path) -> 
 def test_an_empty_cache_is_not_taken_for_one(mirror: Mirror, tmp_path: Path) -> None:
     bring(tmp_path, mirror)
     (tmp_path / CACHE / "info.txt").unlink()
-    assert [part["brought"] for part in bring(tmp_path, mirror)["parts"]] == [False, True]
+    assert [part["installed"] for part in bring(tmp_path, mirror)["parts"]] == [False, True]
 
 
 # ---- removal

@@ -88,10 +88,10 @@ def test_digest_replaces_the_tag(docker: Path, tmp_path: Path) -> None:
     assert provide(tmp_path, digest=DIGEST)["changed"] is False
 
 
-def test_what_was_brought_has_the_digest(docker: Path, tmp_path: Path) -> None:
+def test_what_was_fetched_has_the_digest(docker: Path, tmp_path: Path) -> None:
     (docker / "registry").write_text(OTHER)
     (docker / "repository").write_text("umccr/tool")
-    assert "brought the digest sha256:bbb" in provide(tmp_path, digest=DIGEST)["msg"]
+    assert "fetched the digest sha256:bbb" in provide(tmp_path, digest=DIGEST)["msg"]
     assert not (tmp_path / "etc").exists()
 
 
