@@ -3,11 +3,12 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 LEGS := $(BIN)/python -m harness.legs
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
+GATES := $(BIN)/python tests/support/gates.py
 BENCHES := $(filter-out server,$(sort $(notdir $(basename $(wildcard tests/bench/*.py)))))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := all
-.PHONY: all help env demo test test-all test-fast molecule bench docs lint format
+.PHONY: all help env demo test test-all test-fast molecule bench docs lint sanity importer docs-lint smoke format
 
 all: env help ## set the environment up, then show this help
 
@@ -26,8 +27,8 @@ test: env ## each main flow once; boots virtual machines (25 minutes, 40 the fir
 test-all: env ## every leg of the tests, or some: LEG=packer, LEG="instance molecule-upgrade"
 	@$(LEGS) $(LEG)
 
-test-fast: env ## linters, unit and contract tests (about five minutes)
-	@$(LEGS) lint fast
+test-fast: env ## linters, sanity, unit and contract tests (about five minutes)
+	@$(LEGS) lint sanity fast
 
 molecule: env ## the roles in containers with systemd (MOLECULE="default upgrade": these scenarios only)
 	@$(LEGS) $(addprefix molecule-,$(or $(MOLECULE),$(SCENARIOS)))
@@ -48,6 +49,20 @@ lint: env ## every linter and type checker
 	shellcheck scripts/bootstrap packer/toolchain/build .ci/run
 	ansible-lint --offline --strict
 	antsibull-changelog lint
+	$(GATES) importer docs smoke
+
+# Several minutes the first time, about one after that: test-fast runs it, lint does not.
+sanity: env ## ansible-test's sanity tests, without a container (TEST="pep8 pylint": these only)
+	$(GATES) sanity $(TEST:%=--test %)
+
+importer: env ## import the built artifact as Galaxy does, with the strictest settings
+	$(GATES) importer
+
+docs-lint: env ## check the documentation of plugins and roles, and the links in it
+	$(GATES) docs
+
+smoke: env ## install the artifact elsewhere, read its documentation, check its playbooks' syntax
+	$(GATES) smoke
 
 format: env ## format the Python code
 	ruff format .

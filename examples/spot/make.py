@@ -30,7 +30,7 @@ def files() -> dict[str, object]:
     """Return the content of each file by its name."""
     dice = random.Random(1)  # noqa: S311  (an example, no secret)
     prices = []
-    for kind, (demand, *_) in TYPES.items():
+    for kind, (demand, *_unused) in TYPES.items():
         for zone in "abc":
             price = demand * dice.uniform(0.3, 0.4)
             for day in range(DAYS):
@@ -45,11 +45,13 @@ def files() -> dict[str, object]:
                         "Timestamp": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
                     }
                 )
-    classes = {kind: {"s": 100 - round(100 * 0.35), "r": number} for kind, (_, number, _, _) in TYPES.items()}
-    sizes = {kind: {"cores": cores, "ram_gb": memory} for kind, (_, _, cores, memory) in TYPES.items()}
+    classes = {
+        kind: {"s": 100 - round(100 * 0.35), "r": number} for kind, (_unused, number, _unused, _unused) in TYPES.items()
+    }
+    sizes = {kind: {"cores": cores, "ram_gb": memory} for kind, (_unused, _unused, cores, memory) in TYPES.items()}
     return {
         "prices.json": {"SpotPriceHistory": prices},
-        "on-demand.json": {kind: demand for kind, (demand, *_) in TYPES.items()},
+        "on-demand.json": {kind: demand for kind, (demand, *_unused) in TYPES.items()},
         "spot-advisor-data.json": {"instance_types": sizes, "spot_advisor": {REGION: {"Linux": classes}}},
     }
 

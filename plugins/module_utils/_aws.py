@@ -195,7 +195,7 @@ def _public_key(value: Any) -> str | None:
         return None
     allowed = f"an OpenSSH public key of a type that EC2 takes: {' or '.join(KEY_TYPES)}"
     try:
-        kind, _, rest = path.read_text(encoding="ascii").strip().partition(" ")
+        kind, _unused, rest = path.read_text(encoding="ascii").strip().partition(" ")
         blob = base64.b64decode(rest.split()[0], validate=True)
     except (OSError, UnicodeDecodeError, IndexError, binascii.Error) as error:
         why = error.strerror if isinstance(error, OSError) else "what is no public key"

@@ -1,5 +1,7 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Report which AWS resources carry our tag."""
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ description:
   - Roles refuse to take over resources that exist without the tag, and teardown removes only those that carry it.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Changes nothing.}
-  diff_mode: {support: none, description: Shows a difference.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
   bucket:
     description: Bucket to examine. Unset, C(pcgr-<account>-<region>).
@@ -44,9 +48,7 @@ options:
     description: Network (VPC) in which the security group is looked up. Unset, that of O(subnet), else the default one.
     type: str
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
   - umccr.pcgr.aws
   - umccr.pcgr.aws.tagged
 """

@@ -276,7 +276,7 @@ def provide(module: AnsibleModule) -> None:
         else:
             jobs.setdefault(source(item, mirror), []).append(item)
     # By path: folders above several parts count for the first, as when they are corrected.
-    wrong = {path: item for item in reversed(parts) if item not in due for path, *_ in wrong_modes(item, root)}
+    wrong = {path: item for item in reversed(parts) if item not in due for path, *_unused in wrong_modes(item, root)}
     corrected: dict[Part, int] = Counter(wrong.values())
     if (due or wrong) and not module.check_mode:
         if due:

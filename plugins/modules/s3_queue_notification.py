@@ -1,5 +1,7 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Send S3 event notifications to an SQS queue."""
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ description:
   - M(community.aws.s3_bucket_notification) configures one suffix per run, and writes names of filter rules that look-alikes of S3 refuse.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and report what would change.}
-  diff_mode: {support: full, description: "Returns our notifications before and after the change."}
+  check_mode: {support: full}
+  diff_mode: {support: full}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
   bucket: {description: Name of the bucket., type: str, required: true}
   queue_arn: {description: ARN of the queue. Required with O(state=present)., type: str}
@@ -22,9 +26,7 @@ options:
   id_prefix: {description: Prefix of the ids of our notifications; all others are kept., type: str, default: umccr-pcgr}
   state: {description: V(absent) removes our notifications., type: str, choices: [present, absent], default: present}
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
   - umccr.pcgr.aws
 """
 

@@ -58,7 +58,7 @@ class Steps:
         """Return a table of the steps with their seconds and the total."""
         table = Table("step", "seconds", show_footer=True)
         table.columns[0].footer = "total"
-        table.columns[1].footer = f"{sum(seconds for _, seconds in self.seconds):.0f}"
+        table.columns[1].footer = f"{sum(seconds for _unused, seconds in self.seconds):.0f}"
         table.columns[1].justify = "right"
         for title, seconds in self.seconds:
             table.add_row(title, f"{seconds:.0f}")

@@ -19,7 +19,7 @@ class StepError(RuntimeError):
 
 def run(command: list[str | Path], log: Path, *, what: str, env: Mapping[str, str] | None = None) -> None:
     """Run `command` with its output in `log`; raises StepError, which names the log, if it fails."""
-    for _ in follow(command, log, what=what, env=env):
+    for _unused in follow(command, log, what=what, env=env):
         pass
 
 

@@ -74,7 +74,7 @@ def _restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
 
 
-def _exit_on(number: int, _: object) -> NoReturn:
+def _exit_on(number: int, _unused: object) -> NoReturn:
     sys.exit(128 + number)
 
 
@@ -157,7 +157,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         raise CommandError(f"run: {command[0]}: found no such program")
     if lifecycle.is_running(settings):
         raise CommandError(f"{settings.state}: found a running region there; set LOCALCLOUD_DIR to another folder")
-    # The kernel ends the region, and with it the instances, should this process be killed.
+    # If this process is killed, the kernel ends the region and its instances.
     process = _start(settings, options, ["setpriv", "--pdeathsig", "KILL"])
     try:
         return _supervise(command, _client_environment(settings))
@@ -230,7 +230,7 @@ def _end(process: subprocess.Popen[bytes], settings: Settings) -> None:
         lifecycle.clean(settings)
 
 
-def _down(settings: Settings, _: argparse.Namespace) -> None:
+def _down(settings: Settings, _unused: argparse.Namespace) -> None:
     if lifecycle.is_running(settings):
         pid = json.loads(settings.record.read_text())["pid"]
         os.kill(pid, signal.SIGTERM)
@@ -268,7 +268,7 @@ def _client_environment(settings: Settings) -> dict[str, str]:
     return clients.without_conflicting(os.environ) | clients.environment(settings, _record(settings), os.environ)
 
 
-def _env(settings: Settings, _: argparse.Namespace) -> None:
+def _env(settings: Settings, _unused: argparse.Namespace) -> None:
     values = clients.environment(settings, _record(settings), os.environ)
     if removed := clients.conflicting(os.environ):
         print("unset", *removed)
@@ -296,7 +296,7 @@ def _call_region(settings: Settings, name: str, values: Mapping[str, Any]) -> st
         raise CommandError(error.read().decode()) from None
 
 
-def _status(settings: Settings, _: argparse.Namespace) -> None:
+def _status(settings: Settings, _unused: argparse.Namespace) -> None:
     values = _client_environment(settings)
     os.environ.clear()
     os.environ.update(values)

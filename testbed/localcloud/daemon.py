@@ -69,9 +69,9 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         mirror = _server(0, _file_server(directory), WSGIRequestHandler) if directory else None
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: ended.set())
-        machines = threading.Thread(target=region.run, name="machines")
-        machines.start()
+            signal.signal(number, lambda *_unused: ended.set())
+        reconciler = threading.Thread(target=region.run, name="reconciler")
+        reconciler.start()
         for server in filter(None, (api, mirror)):
             threading.Thread(target=server.serve_forever, daemon=True).start()
         write_config(settings, api.port)
@@ -81,7 +81,7 @@ def serve(settings: Settings, base: Path, port: int | None, directory: Path | No
         log.info("region %s at http://%s:%s", settings.region, HOST, api.port)
         ended.wait()
         region.stop()
-        machines.join()
+        reconciler.join()
         network_lock.close()
         clean(settings)
 
@@ -126,7 +126,7 @@ def _register_base_image(settings: Settings, region: Region, base: Path) -> str:
 
 
 class _NoRequestLog:
-    def log_request(self, *_: Any) -> None:
+    def log_request(self, *_unused: Any) -> None:
         """Log nothing: a line per request would hide the rest."""
 
 

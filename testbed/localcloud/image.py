@@ -253,11 +253,11 @@ def _follow(command: Sequence[str], progress: Progress, environment: Mapping[str
 
 
 def _make_file_system(staging: Path, identifier: str, helper: Sequence[str]) -> None:
-    """Put the tree into an ext4 file system at its place in ``staging/disk.raw``."""
+    """Write the tree as an ext4 file system at its place in ``staging/disk.raw``."""
     _write_tar(staging / "late.tar", _late_files(identifier))
     blocks = (DISK_BYTES - PARTITION_START) // 1024
-    # Device nodes are the kernel's business, and without root they cannot be made. Inode tables are written now, not
-    # by the guest's kernel later, which would cost each overlay 128 MB.
+    # Leave out device nodes: the kernel creates them, and without root this script cannot. Write inode tables now, because
+    # the guest's kernel would write them later, at 128 MB per volume.
     extended = f"offset={PARTITION_START},lazy_itable_init=0,lazy_journal_init=0"
     script = f"""set -e
 umask 022

@@ -35,7 +35,7 @@ from localcloud import hypervisor, moto_ebs
 from localcloud.moto_storage import Ami, PendingSnapshot, Storage
 
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
-NO_TOKEN = "ABCDE"  # noqa: S105 - no secret but what moto puts for a request without ClientToken
+NO_TOKEN = "ABCDE"  # noqa: S105 - not a secret: moto's placeholder for a request without ClientToken
 
 
 class Instance(instances.Instance):
@@ -100,9 +100,8 @@ class Instance(instances.Instance):
         if not self.ec2_backend.get_spot_fleet_request(self._spot_fleet_id) and not (
             self.ec2_backend.get_fleet(self._spot_fleet_id) or self.ec2_backend.get_fleet(self._fleet_id)
         ):
-            self._spot_fleet_id = self._fleet_id = (
-                None  # the fleet was deleted in the meantime, but moto expects it to exist
-            )
+            # The fleet was deleted in the meantime, but moto expects it to exist.
+            self._spot_fleet_id = self._fleet_id = None
         super().terminate()
         self.state_reason, self._reason = reason, transition
         self._end_spot_request()
@@ -448,7 +447,8 @@ def install(backend: hypervisor.Hypervisor) -> None:
     moto_ebs.install()
     for handler in (_create_image, _register_image, _modify_image_attribute, _modify_instance_attribute,
                     _enable_image_deprecation, _enable_image_deregistration_protection,
-                    _disable_image_deregistration_protection, _describe_snapshots, _request_spot_instances, _get_console_output, _parse_block_device_mapping):  # fmt: skip
+                    _disable_image_deregistration_protection, _describe_snapshots, _request_spot_instances,
+                    _get_console_output, _parse_block_device_mapping):  # fmt: skip
         name = handler.__name__
         setattr(EC2Response, name if hasattr(EC2Response, name) else name[1:], handler)
     replacements: list[tuple[Any, str, Any]] = [

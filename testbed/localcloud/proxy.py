@@ -31,7 +31,7 @@ class ConnectMixin(BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         """Open a tunnel to the host and port that the client names, or refuse."""
         self.close_connection = True
-        host, _, port = self.path.rpartition(":")
+        host, _unused, port = self.path.rpartition(":")
         if not host or not port.isdecimal():
             self.send_error(400, "expected HOST:PORT")
         elif is_aws(host):

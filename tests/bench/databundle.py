@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Bringing reference data: the module databundle beside upstream's documented commands and the predecessor's pipe.
 
 Same files, same run, same machine, servers on loopback in a process of their own. Every contender starts with an empty

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Reference data in a read-only compressed image, beside the same data in ext4: what it saves and what reading it costs.
 
 An installation in small: a bundle (as tests/bench/databundle.py makes it) and a VEP cache. Every image is a file behind a

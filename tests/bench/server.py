@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Files over HTTP on loopback, with ranges: `server.py FOLDER [BYTES_PER_SECOND_PER_CONNECTION BYTES_PER_SECOND_IN_ALL]`.
 
 Prints its port. `/-sent` answers with the bytes of files sent so far.

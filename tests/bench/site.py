@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The whole site play on a machine that has only booted, and once more: what a run costs that has nothing to do.
 
 Machines are virtual ones in the local region; data and image are the rehearsal's, a few megabytes, so the first run is

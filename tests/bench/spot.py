@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Ranking spot prices: scripts/spot_price's library beside the loop of the predecessor's script, on the same JSON.
 
 Both read the file and are timed from opening it to the last figure, each run in a fresh process, in turns. The predecessor's loop
@@ -131,7 +130,7 @@ def main() -> None:
         medians[name] = (wall, busy, peak)
         table.add_row(name, f"{wall:.2f}", f"{min(one[0] for one in runs):.2f}", f"{busy:.2f}", f"{peak:.0f}")
     console.print(table)
-    old, new = medians.values()
+    old, new = list(medians.values())
     ratio, busy_ratio = old[0] / new[0], old[1] / new[1]
     console.print(f"{ratio:.1f} times as fast ({busy_ratio:.1f} by processor time)")
     print(

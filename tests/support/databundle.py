@@ -101,7 +101,7 @@ class Mirror:
                     mirror.sent += len(body)
                 mirror.busy -= 1
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, *_unused: Any) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -179,7 +179,11 @@ def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 def large(seed: int) -> dict[str, bytes]:
     """24 MB that hardly compress, in files of all sizes."""
     chance = random.Random(seed)
-    sizes = [*(chance.randrange(3000) for _ in range(500)), 9_000_000, *(chance.randrange(3000) for _ in range(500))]
+    sizes = [
+        *(chance.randrange(3000) for _unused in range(500)),
+        9_000_000,
+        *(chance.randrange(3000) for _unused in range(500)),
+    ]
     members = {f"data/grch38/{number:04}": chance.randbytes(size) for number, size in enumerate([*sizes, 12_000_000])}
     return {"data/grch38/.PCGR_BUNDLE_VERSION": f"{DATE}\n".encode()} | members
 

@@ -69,7 +69,7 @@ def dead_links(page: Path, root: Path = ROOT) -> list[str]:
     for link in links(page.read_text(encoding="utf-8")):
         if re.match(r"[a-z][a-z0-9+.-]*:", link):
             continue  # an address of the web; tests stay on this machine
-        name, _, anchor = link.partition("#")
+        name, _unused, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         if (
             not target.is_relative_to(root.resolve())

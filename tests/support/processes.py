@@ -23,7 +23,7 @@ def restore_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         # The run itself continues when the terminal closes, as nohup promises. Children get the default: they inherit no handler.
-        signal.signal(signal.SIGHUP, lambda *_: None)
+        signal.signal(signal.SIGHUP, lambda *_unused: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, set(signal.Signals))
 
 

@@ -40,7 +40,7 @@ def plain(text: str) -> str:
         if macro == "U":
             return f"<{content}>"
         if macro == "L":
-            label, _, address = content.partition(",")
+            label, _unused, address = content.partition(",")
             return f"[{label.strip()}]({address.strip()})"
         if macro in ("B", "I"):
             mark = "**" if macro == "B" else "*"
@@ -113,8 +113,8 @@ def rewritten(text: str, tables: str, name: str) -> str:
     """Return a README with its tables replaced; ReadmeError when its markers are not as they must be."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ReadmeError(f"{name}: markers: found none or several, allowed one line {BEGIN!r} before one line {END!r}")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
+    head, _unused, rest = text.partition(BEGIN)
+    _unused, _unused, tail = rest.partition(END)
     return f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}"
 
 

@@ -120,7 +120,7 @@ def vcf(
     text = f"##fileformat=VCFv{version}\n{head}{contigs}" + "\t".join(columns) + "\n"
     for row in rows or ("1 1968826", "chr2 15234634"):
         chromosome, position = row.split()
-        genotypes = ["GT", *("0/1" for _ in samples)] if samples else []
+        genotypes = ["GT", *("0/1" for _unused in samples)] if samples else []
         text += "\t".join([chromosome, position, ".", "C", "T", ".", "PASS", "TDP=144;TVAF=0.2", *genotypes]) + "\n"
     return text.encode()
 

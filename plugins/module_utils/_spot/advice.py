@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Spot choice from end to end: gathers the evidence, from files or from AWS, and ranks. Serves the command and the lookup."""
 
 from __future__ import annotations
@@ -108,11 +108,11 @@ def market(choice: Choice, evidence: Evidence, budget: Budget, now: float) -> Ma
     """Spot or on demand, by our own log and the budget."""
     interruptions = interruptions_in_a_row(evidence.runs, budget.name, now)
     best = choice.rows[0]
+    share = f", {best.share:.0%} of on demand" if best.share else ""
     why = [
         f"{len(choice.pools)} spot pools of {len({pool.type for pool in choice.pools})} types in "
         f"{len({pool.zone for pool in choice.pools})} zones; best {best.pool.type} in {best.pool.zone}, {best.price:.4f} US dollars per hour"
-        + (f", {best.share:.0%} of on demand" if best.share else "")
-        + f", rests on {', '.join(best.rests_on)}",
+        f"{share}, rests on {', '.join(best.rests_on)}",
         *choice.notes,
         f"interrupted {interruptions} times in a row within a day; on demand after {budget.interruptions}",
     ]

@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Ranks spot pools by odds and cost, and picks the diversified set to launch from."""
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ def _pick(choice: Choice, evidence: Evidence, request: Request) -> None:
             break
         if kind.partition(".")[0] not in families:
             double = max(index for index, family in enumerate(families) if families.count(family) > 1)
-            chosen[double : double + 1] = []
+            del chosen[double]
             chosen.append(kind)
     choice.pools = [row.pool for row in good if row.pool.type in chosen]
 

@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Our own record of spot instances: one JSON object per line, appended by whoever sees an event. Standard library only.
 
 ``{"time": "2026-11-23T00:00:00Z", "event": "launched", "machine": "i-1", "type": "m5.xlarge", "zone": "ap-southeast-2a",

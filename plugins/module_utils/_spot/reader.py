@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Reads files in the form of ``aws ec2 describe-spot-price-history``."""
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ class _Columns:
         begin = len(head)  # where the next record starts, its separator included
         while True:
             ends = self._braces(MARGIN + size)
-            ends = ends[np.searchsorted(ends, MARGIN + begin) :]
+            first = np.searchsorted(ends, MARGIN + begin)
+            ends = ends[first:]
             words = self._after_price(ends)
             misfits = np.flatnonzero(_misfit(words, self._rest_form) != 0)
             if len(misfits):  # what follows the list, or else no document is left around the records
@@ -243,7 +244,8 @@ class _Columns:
         self, begin: int, ends: NDArray[np.int64], words: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
         """Pools, times and prices of the records that end there; ``words`` is what follows their prices."""
-        time = self._times(*words[self._time_word : self._time_word + 3])
+        first, end = self._time_word, self._time_word + 3
+        time = self._times(*words[first:end])
         price, at = self._prices(ends + 1 - self._length)
         starts = np.concatenate(([begin], ends[:-1] + 1))
         return self._pools(starts, at), time, price
@@ -315,7 +317,8 @@ class _Columns:
                 pow(MULTIPLIER, index, 1 << 64) for index in range(1, (first + second) // 8 + 1)
             ]  # odd, far apart
             odd = np.array(powers, np.uint64)
-            self._weights = odd[: first // 8], odd[first // 8 :]
+            half = first // 8
+            self._weights = odd[:half], odd[half:]
         mixed = length.astype(np.uint64)
         for begin, width, weights in zip((starts, at - self._widths[1]), self._widths, self._weights, strict=True):
             rows = self._rows(begin, width // 8)

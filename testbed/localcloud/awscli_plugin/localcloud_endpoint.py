@@ -15,7 +15,7 @@ def awscli_initialize(cli: Any) -> None:
     cli.register_first("before-building-argument-table-parser", set_endpoint_url)
 
 
-def set_endpoint_url(parsed_globals: Any, **_: Any) -> None:
+def set_endpoint_url(parsed_globals: Any, **_unused: Any) -> None:
     """Set ``--endpoint-url`` to AWS_ENDPOINT_URL unless the user has set it."""
     if parsed_globals.endpoint_url is None:
         parsed_globals.endpoint_url = os.environ.get("AWS_ENDPOINT_URL")

@@ -149,7 +149,7 @@ class Away:
 
     looks = 0
 
-    def entry(self, *_: Any) -> None:
+    def entry(self, *_unused: Any) -> None:
         from umccr_pcgr.client.store import Unreachable
 
         self.looks += 1
@@ -197,10 +197,10 @@ def test_an_upload_whose_answer_was_lost_is_not_taken_for_another_sample(
 
     monkeypatch.setattr(bucket._s3, "put_object", lost)
     if stored:
-        assert bucket.put(SOMATIC, ONE, force=False, progress=lambda _: None).key == ONE.input_key
+        assert bucket.put(SOMATIC, ONE, force=False, progress=lambda _unused: None).key == ONE.input_key
     else:
         with pytest.raises(Exists):
-            bucket.put(SOMATIC, ONE, force=False, progress=lambda _: None)
+            bucket.put(SOMATIC, ONE, force=False, progress=lambda _unused: None)
 
 
 def test_a_connection_lost_while_sending_is_reported_as_unknown(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,14 +212,14 @@ def test_a_connection_lost_while_sending_is_reported_as_unknown(cloud: Cloud, mo
         monkeypatch.setenv(name, value)
     bucket = Bucket(cloud.bucket, None)
 
-    def lost(**_: Any) -> None:
+    def lost(**_unused: Any) -> None:
         raise ReadTimeoutError(endpoint_url="http://x")
 
     monkeypatch.setattr(bucket._s3, "put_object", lost)
     with pytest.raises(
         MaybeStored, match="not known whether demo-000001-somatic was stored: send it again with --number 1"
     ):
-        bucket.put(SOMATIC, ONE, force=False, progress=lambda _: None)
+        bucket.put(SOMATIC, ONE, force=False, progress=lambda _unused: None)
 
 
 def test_who_may_write_but_not_look_has_sent_all_the_same(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,12 +229,12 @@ def test_who_may_write_but_not_look_has_sent_all_the_same(cloud: Cloud, monkeypa
         monkeypatch.setenv(name, value)
     bucket = Bucket(cloud.bucket, None)
 
-    def denied(**_: Any) -> None:
+    def denied(**_unused: Any) -> None:
         metadata = {"HTTPStatusCode": 403}
         raise ClientError({"Error": {"Code": "403"}, "ResponseMetadata": metadata}, "HeadObject")  # type: ignore[typeddict-item]
 
     monkeypatch.setattr(bucket._s3, "head_object", denied)
-    stored = bucket.put(SOMATIC, ONE, force=False, progress=lambda _: None)
+    stored = bucket.put(SOMATIC, ONE, force=False, progress=lambda _unused: None)
     assert stored.identity == f"etag:{cloud.input_version(ONE).etag}"
 
 

@@ -269,7 +269,7 @@ class Answer(BaseHTTPRequestHandler):
 
     server: Metadata
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_unused: object) -> None:
         """Print nothing."""
 
     def _send(self, status: int, body: bytes = b"") -> None:

@@ -207,7 +207,7 @@ def test_the_worst_toml_that_is_allowed_takes_no_time(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_extension_record_is_refused(tmp_path: Path, block: bytes) -> None:
-    for _ in range(30):  # one of these took ten seconds
+    for _unused in range(30):  # one of these took ten seconds
         with pytest.raises(Permanent, match="damaged extension record"):
             unpacked(tmp_path, pax(block) + member() + bytes(1024))
 
@@ -262,7 +262,7 @@ def test_a_foreign_result_with_hostile_records_belongs_to_no_input(
     """It is not read as an archive: older readers of the standard library take hours for its records, all keep them in memory."""
     path = tmp_path / "x-output.tar.gz"
     path.write_bytes(gzip.compress(pax(b"1" * (4 << 20)) + member("x/provenance.json") + bytes(1024)))
-    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("read as an archive"))
+    monkeypatch.setattr(tarfile, "open", lambda *_unused, **__: pytest.fail("read as an archive"))
     assert spool_store._document(path) == {}
 
 

@@ -192,8 +192,8 @@ def test_a_stop_is_seen_while_a_large_sample_is_unpacked_and_checked(
         path.write_bytes(text)
         seen: list[int] = []
 
-        def stop(seen: list[int] = seen) -> None:
-            seen.append(1)
+        def stop(append: Callable[[int], None] = seen.append) -> None:
+            append(1)
             raise InterruptedError
 
         options: dict[str, Any] = {"unpacked_bytes": 1 << 30, "ratio": 500, "pulse": stop}
@@ -419,17 +419,21 @@ def test_of_many_writers_exactly_one_wins(spool: Any, tmp_path: Path) -> None:
     store, key = spool.store(), "a-000001-somatic-failed.json"
     tag = None
     for _unused in range(5):
-        barrier, won = threading.Barrier(8), []
+        barrier = threading.Barrier(8)
+        won: list[int] = []
 
         def write(
-            number: int, expected: str | None = tag, gate: threading.Barrier = barrier, wins: list[int] = won
+            number: int,
+            expected: str | None = tag,
+            gate: threading.Barrier = barrier,
+            win: Callable[[int], None] = won.append,
         ) -> None:
             path = tmp_path / f"candidate-{number}"
             path.write_text(json.dumps({"n": number}))
             gate.wait()
             try:
                 store.put_if("spool", key, path, {}, expected)
-                wins.append(number)
+                win(number)
             except Conflict:
                 pass
 

@@ -118,7 +118,7 @@ def until(condition: Callable[[], Any], limit: float = 20) -> None:
 def test_a_sample_then_drained(host: Host, make: Any) -> None:
     host.put(make.tarball())
     process = host.start()
-    output, _ = process.communicate(timeout=30)
+    output, _unused = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert (host.folder / "run" / "drained").exists()
     assert host.spool.result()
@@ -154,7 +154,7 @@ def test_after_kill_9_the_next_start_clears_up_and_finishes(host: Host, make: An
 
     host.delay("0")
     second = host.start()
-    output, _ = second.communicate(timeout=40)
+    output, _unused = second.communicate(timeout=40)
     assert second.returncode == 0, output
     assert "killed the leftover run pcgr-" in output
     assert "wiping the leftover folder" in output
@@ -170,7 +170,7 @@ def test_once_takes_one(host: Host, make: Any) -> None:
     assert process.communicate(timeout=20)[0].strip().endswith("once: nothing to do")
     host.put(make.tarball())
     process = host.start("--once")
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 0, output
     assert host.spool.result()
 
@@ -181,7 +181,7 @@ def test_check_says_ready_or_what_is_missing(host: Host) -> None:
     assert process.returncode == 0
     (host.folder / "bundle/data/grch38").rmdir()
     process = host.start("--check")
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 1
     assert output == f"pcgr-consumer: {host.folder}/bundle/data/grch38: no such folder; assemblies names grch38\n"
 
@@ -189,7 +189,7 @@ def test_check_says_ready_or_what_is_missing(host: Host) -> None:
 def test_smoke_says_what_failed_and_leaves_nothing(host: Host) -> None:
     """The stand-in for docker answers none of the questions."""
     process = host.start("--smoke")
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 1
     lines = output.splitlines()
     assert lines[0] == "ok      runtime: docker sha256:" + "0" * 64
@@ -213,7 +213,7 @@ def test_a_smoke_that_is_stopped_leaves_nothing(host: Host) -> None:
 def test_a_wrong_setting_is_one_line(host: Host) -> None:
     host.settings.write_text(host.settings.read_text().replace("idle_seconds", "idel_seconds"))
     process = host.start()
-    output, _ = process.communicate(timeout=20)
+    output, _unused = process.communicate(timeout=20)
     assert process.returncode == 1
     assert output.count("\n") == 1
     assert "idel_seconds: unknown key" in output
@@ -226,7 +226,7 @@ def test_two_consumers_on_one_host_are_refused(host: Host, make: Any) -> None:
     host.start()
     until(host.containers)
     second = host.start()
-    output, _ = second.communicate(timeout=20)
+    output, _unused = second.communicate(timeout=20)
     assert second.returncode == 1
     assert output.endswith("state/lock: another consumer runs on this host\n")
     assert len(host.containers()) == 1

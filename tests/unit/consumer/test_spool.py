@@ -189,7 +189,7 @@ def test_a_tree_deeper_than_python_calls_is_looked_through(spool: Any, make: Any
     here = Path.cwd()
     try:
         os.chdir(spool.root / "inbox")
-        for _ in range(1500):
+        for _unused in range(1500):
             Path("d").mkdir()
             os.chdir("d")
         os.chdir(here)
@@ -232,7 +232,7 @@ def as_nobody(spool: Any, work: Callable[[], None]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    _, status = os.waitpid(child, 0)
+    _unused, status = os.waitpid(child, 0)
     for path, mode in opened:
         path.chmod(mode)
     assert os.waitstatus_to_exitcode(status) == 0
@@ -252,7 +252,7 @@ def test_a_folder_of_another_user_stops_nothing(
     def work() -> None:
         queue = spool.queue()
         with caplog.at_level(logging.ERROR):
-            for _ in range(3):
+            for _unused in range(3):
                 claim = queue.claim(0)
                 if claim:
                     assert claim.jobs[0].key == OTHER
@@ -329,7 +329,7 @@ def test_a_claim_that_cannot_be_taken_over_stops_nothing(
     claim = queue.claim(0)
     assert claim.jobs[0].key == OTHER
     with caplog.at_level(logging.ERROR):
-        for _ in range(4):
+        for _unused in range(4):
             time.sleep(0.15)
             again = queue.claim(0)
             assert again is None or again.jobs[0].key == OTHER

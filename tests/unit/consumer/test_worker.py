@@ -127,8 +127,8 @@ def test_a_full_work_disk_is_noticed_before_the_fetch(backend: Any, make: Any, m
     backend.put(make.tarball())
     context = backend.context()
     worker = backend.worker()
-    monkeypatch.setattr(type(context.store), "fetch", lambda *_: pytest.fail("fetched"))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr(type(context.store), "fetch", lambda *_unused: pytest.fail("fetched"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _unused: type("Usage", (), {"free": 100})())
     assert worker.once() == "later"
     assert backend.queue().unfinished() == 1
 

@@ -10,7 +10,9 @@ import yaml
 from support import ROOT
 from support.changelog import rendered
 
-SECTIONS = [key for key, _ in yaml.safe_load((ROOT / "changelogs/config.yaml").read_text(encoding="utf-8"))["sections"]]
+SECTIONS = [
+    key for key, _unused in yaml.safe_load((ROOT / "changelogs/config.yaml").read_text(encoding="utf-8"))["sections"]
+]
 
 
 def test_before_the_first_release_it_holds_the_fragments_and_records_nothing(tmp_path: Path) -> None:

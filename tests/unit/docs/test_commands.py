@@ -152,7 +152,7 @@ def test_unknown_settings_are_found() -> None:
 
 def test_what_is_planned_does_not_exist_yet() -> None:
     for text in sorted(PLANNED):
-        program, _, rest = text.partition(" ")
+        program, _unused, rest = text.partition(" ")
         assert rest not in (TARGETS if program == "make" else options_of(program)), (
             f"{text} exists: remove it from PLANNED"
         )

@@ -20,7 +20,7 @@ from harness import demo
 from support import ROOT
 
 
-def test_a_process_of_the_region_is_found_and_others_are_not(tmp_path: Path) -> None:
+def test_only_processes_of_the_region_are_found(tmp_path: Path) -> None:
     # the shell's output proves that it runs: before exec, the process still has the command line of this one
     program = ["sh", "-c", "echo; read line", str(tmp_path)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -95,7 +95,7 @@ def test_what_submit_would_refuse_is_refused_before_the_first_step(tmp_path: Pat
         ("Traceback\n  File x\nbotocore.exceptions.ClientError: denied\n", "botocore.exceptions.ClientError: denied"),
     ],
 )
-def test_the_reason_of_a_failed_step_is_on_screen(tmp_path: Path, output: str, reason: str) -> None:
+def test_reason_of_a_failed_step_is_shown(tmp_path: Path, output: str, reason: str) -> None:
     command = [sys.executable, "-c", "import sys; print(sys.argv[1], end=''); sys.exit(2)", output]
     with pytest.raises(harness.StepError) as failure:
         harness.run(command, tmp_path / "log", what="the step")
@@ -147,7 +147,7 @@ def test_without_root_the_missing_packages_are_named(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
-def test_an_old_python_is_refused(checkout: Path) -> None:
+def test_old_python_is_refused(checkout: Path) -> None:
     python = checkout / "bin/oldpython"
     python.write_text("#!/bin/sh\n[ $1 = --version ] && echo Python 3.9.2 && exit\nexit 1\n")
     python.chmod(0o755)

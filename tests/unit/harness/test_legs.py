@@ -1,4 +1,4 @@
-"""The legs of the tests: which there are, what becomes of one, and how a run of them ends."""
+"""The legs of the tests: which ones exist, their outcomes, and how an interrupted run ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[..., Leg]
 
 @pytest.fixture
 def leg(tmp_path: Path) -> Make:
-    """A function that makes a leg of pytest out of the text of its tests."""
+    """Return a function that creates a pytest leg from the source of its tests."""
 
     def make(name: str, text: str, **more: Any) -> Leg:
         folder = tmp_path / name
@@ -39,11 +39,11 @@ def leg(tmp_path: Path) -> Make:
 
 
 def run(folder: Path, *chosen: Leg) -> tuple[int, dict[str, Any], list[legs.Result]]:
-    """Exit code, results by leg as in the JSON line, and the results themselves."""
+    """Run legs; return the exit code, outcomes by leg, and the results."""
     out = folder / "console"
     with out.open("w") as file:
         made = Run(Console(file=file, width=140), logs=folder / "logs", required=False)
-        code = made.all(chosen)
+        code = made.run_all(chosen)
     return code, {result.leg.name: result.outcome for result in made.results}, made.results
 
 
@@ -80,7 +80,7 @@ def test_each_outcome(leg: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {row["leg"]: row["outcome"] for row in last["legs"]} == outcomes
     assert [row["skipped"] for row in last["legs"] if row["leg"] == "partly"] == [1]
     shown = (tmp_path / "console").read_text()
-    assert "assert False" in shown  # why it failed, without a look into the log
+    assert "assert False" in shown  # the reason of the failure is shown, not only logged
     assert "absent" in shown
 
 
@@ -89,10 +89,10 @@ def test_skipped_leg_fails_only_where_it_must_run(leg: Make, tmp_path: Path) -> 
     code, _outcomes, results = run(tmp_path, leg("standard", text, standard=True), leg("other", text))
     assert code == 0
     strict = Run(Console(), required=True)
-    assert {result.leg.name: strict.is_bad(result) for result in results} == {"standard": True, "other": False}
+    assert {result.leg.name: strict.fails_the_run(result) for result in results} == {"standard": True, "other": False}
 
 
-def test_lanes_run_at_the_same_time_after_those_that_come_first(tmp_path: Path) -> None:
+def test_lanes_run_in_parallel_after_the_first_lane(tmp_path: Path) -> None:
     def meet(mine: str, other: str) -> tuple[str, ...]:
         script = (
             f"[ -e first ] && touch {mine} && for i in $(seq 100); do [ -e {other} ] && exit; sleep 0.1; done; exit 1"
@@ -107,7 +107,7 @@ def test_lanes_run_at_the_same_time_after_those_that_come_first(tmp_path: Path) 
     assert run(tmp_path, *chosen)[1] == {"first": "passed", "a": "passed", "b": "passed"}
 
 
-def test_process_left_running_does_not_keep_the_run_waiting(tmp_path: Path) -> None:
+def test_process_left_running_does_not_block_the_run(tmp_path: Path) -> None:
     left = tmp_path / "pid"
     started = time.monotonic()
     try:
@@ -125,7 +125,7 @@ from harness.legs import Leg, Run
 folder = Path(sys.argv[1])
 legs = [Leg("long", "something", "host", ("-c", "/dev/null", "-p", "no:cacheprovider", str(folder / "test_long.py"))),
         Leg("next", "something", "host", command=("touch", str(folder / "next")))]
-sys.exit(Run(Console(), logs=folder).all(legs))
+sys.exit(Run(Console(), logs=folder).run_all(legs))
 """
 LONG = """
 import os, pathlib, time, pytest
@@ -142,7 +142,7 @@ def test_long(instance):
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there that is no zombie."""
+    """Whether a process exists that is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -150,8 +150,8 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_run_tears_its_legs_down(tmp_path: Path, number: int) -> None:
-    """However it was started: here as a job in the background of a script, which ignores SIGINT."""
+def test_interrupted_run_tears_down_its_legs(tmp_path: Path, number: int) -> None:
+    """The run may have been started in any way: here as a background job of a script, which ignores SIGINT."""
     (tmp_path / "test_long.py").write_text(LONG)
     ignoring = ["env", "--ignore-signal=INT"]
     command = [*ignoring, sys.executable, "-c", RUNNER, str(tmp_path)]
@@ -165,10 +165,11 @@ def test_interrupted_run_tears_its_legs_down(tmp_path: Path, number: int) -> Non
     pid = int((tmp_path / "pid").read_text())
     wait(lambda: not is_running(pid))
     assert (tmp_path / "down").exists()
-    assert not (tmp_path / "next.log").exists()  # it was not even started
+    assert not (tmp_path / "next.log").exists()  # it was never started
 
 
 def wait(done: Callable[[], bool]) -> None:
+    """Wait until ``done`` is true, 30 seconds at most."""
     end = time.monotonic() + 30
     while not done():
         assert time.monotonic() < end
@@ -176,12 +177,12 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 def covers(some: Leg, node: str) -> bool:
-    """Whether a test belongs to a leg by what the leg names."""
+    """Whether a leg's arguments select a test."""
     return any(node.startswith(f"{name}{mark}") or node == name for name in some.tests for mark in ("::", "/"))
 
 
 def unassigned(nodes: list[str], known: list[Leg]) -> list[str]:
-    """Tests that are not in exactly one leg."""
+    """Return the tests that are not in exactly one leg."""
     return [node for node in nodes if sum(covers(some, node) for some in known) != 1]
 
 
@@ -195,7 +196,9 @@ def test_every_slow_test_is_in_one_leg() -> None:
     assert len(nodes) > 50
     assert unassigned(nodes, legs.LEGS) == []
     without = [some for some in legs.LEGS if some.name != "molecule-upgrade"]
-    assert unassigned(nodes, without) == ["tests/integration/test_molecule.py::test_scenario[upgrade]"]  # the look sees
+    assert unassigned(nodes, without) == [
+        "tests/integration/test_molecule.py::test_scenario[upgrade]"
+    ]  # negative control
     empty = [some.name for some in legs.LEGS if some.lane != "first" and not any(covers(some, node) for node in nodes)]
     assert empty == []
     assert set(ROOT.glob("tests/integration/test_*.py")) <= set(files)

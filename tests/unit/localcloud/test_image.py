@@ -43,7 +43,7 @@ def test_progress_never_decreases_and_reaches_the_end(programs: Path) -> None:
     image._follow(["mmdebstrap"], reported.append, os.environ)
     numbers = [int(line.split()[1]) for line in reported]
     assert all(later >= earlier + 5 for earlier, later in itertools.pairwise(numbers))
-    # The first of two rounds is a quarter of the way, so that the second, longer one still moves.
+    # The first round counts as a quarter, so that progress continues during the second, longer one.
     assert sum(number > 25 for number in numbers) >= 14
     assert numbers[-1] == 100
 

@@ -372,7 +372,7 @@ def test_dead_socket_is_replaced_and_an_active_one_is_not(imds: Client) -> None:
     serve(dead, lambda: VIEW).close()
 
 
-def test_too_long_a_path_is_named() -> None:
+def test_path_that_is_too_long_is_named() -> None:
     path = Path("/tmp") / ("x" * LONGEST_SOCKET_PATH)
     with pytest.raises(ValueError, match=r"xxx: longer than the 107 bytes"):
         serve(path, lambda: VIEW)

@@ -86,7 +86,7 @@ class Client:
         """Whether an instance reaches a state within 20 seconds."""
         return wait_for(lambda: self.instance(instance_id)["State"]["Name"] == state, 20)
 
-    def machines(self) -> list[int]:
+    def virtual_machines(self) -> list[int]:
         """Return the process ids of this region's virtual machines."""
         return [number for number in processes(str(self.state)) if number != self.process.pid]
 
@@ -132,7 +132,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield client
         client.process.terminate()
         assert client.process.wait(20) == 0
-        assert client.machines() == []
+        assert client.virtual_machines() == []
     finally:
         client.end()
 
@@ -170,10 +170,10 @@ def refused(code: str) -> Any:
 
 
 def test_states_follow_the_virtual_machine(region: Client) -> None:
-    before = len(region.machines())
+    before = len(region.virtual_machines())
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
-    assert len(region.machines()) == before + 1
+    assert len(region.virtual_machines()) == before + 1
     described = region.instance(instance_id)
     assert described["PublicIpAddress"].startswith("127.100.")
     assert described["PublicDnsName"] == described["PublicIpAddress"]
@@ -183,7 +183,7 @@ def test_states_follow_the_virtual_machine(region: Client) -> None:
     region.aws().stop_instances(InstanceIds=[instance_id])
     assert region.instance(instance_id)["State"]["Name"] == "stopping", "the guest ignores the power button"
     assert region.becomes(instance_id, "stopped")
-    assert len(region.machines()) == before
+    assert len(region.virtual_machines()) == before
     assert region.instance(instance_id)["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
     with refused("IncorrectInstanceState"):
         region.aws().reboot_instances(InstanceIds=[instance_id])
@@ -193,7 +193,7 @@ def test_states_follow_the_virtual_machine(region: Client) -> None:
     region.aws().terminate_instances(InstanceIds=[instance_id])
     assert region.instance(instance_id)["State"]["Name"] == "shutting-down"
     assert region.becomes(instance_id, "terminated")
-    assert len(region.machines()) == before
+    assert len(region.virtual_machines()) == before
     with refused("InvalidVolume.NotFound"):
         region.aws().describe_volumes(VolumeIds=[volume_id])
     assert not list(region.state.glob(f"volumes/{volume_id}*"))
@@ -329,7 +329,7 @@ def test_what_aws_refuses_is_refused(region: Client) -> None:
         register(region, "snap-00000000000000000", "of-nothing")
     with refused("InvalidBlockDeviceMapping"):
         region.aws().register_image(Name="rootless", RootDeviceName="/dev/xvda")
-    assert region.aws().describe_instances()["Reservations"] == before, "nothing half-made is left"
+    assert region.aws().describe_instances()["Reservations"] == before, "nothing incomplete is left"
     assert region.aws().describe_volumes()["Volumes"] == volumes
 
 
@@ -377,10 +377,10 @@ def test_instances_of_spot_requests_and_fleets_are_like_others(region: Client) -
         TargetCapacitySpecification={"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "spot"},
     )
     launched = fleet["Instances"][0]["InstanceIds"][0]
-    machines = [region.instance(requested()), region.instance(launched)]
-    assert all(machine["PublicIpAddress"].startswith("127.100.") for machine in machines)
-    assert {mapping["DeviceName"] for mapping in machines[1]["BlockDeviceMappings"]} == {"/dev/xvda", "/dev/sdb"}
-    ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in machines])
+    instances = [region.instance(requested()), region.instance(launched)]
+    assert all(instance["PublicIpAddress"].startswith("127.100.") for instance in instances)
+    assert {mapping["DeviceName"] for mapping in instances[1]["BlockDeviceMappings"]} == {"/dev/xvda", "/dev/sdb"}
+    ec2.terminate_instances(InstanceIds=[instance["InstanceId"] for instance in instances])
 
 
 def test_only_running_spot_instances_are_interrupted(region: Client) -> None:
@@ -412,10 +412,10 @@ def test_address_with_a_listener_is_not_assigned(region: Client) -> None:
 
 
 def test_virtual_machine_that_dies_is_an_internal_error(region: Client) -> None:
-    before = set(region.machines())
+    before = set(region.virtual_machines())
     instance_id = region.run()
     assert region.becomes(instance_id, "running")
-    (victim,) = set(region.machines()) - before
+    (victim,) = set(region.virtual_machines()) - before
     os.kill(victim, signal.SIGKILL)
     assert region.becomes(instance_id, "stopped")
     assert region.instance(instance_id)["StateReason"]["Code"] == "Server.InternalError"
@@ -457,7 +457,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 def test_killed_region_leaves_no_process_and_the_next_cleans_up(client: Client) -> None:
     instance_id = client.run()
     assert client.becomes(instance_id, "running")
-    (machine,) = client.machines()
+    (machine,) = client.virtual_machines()
     client.process.kill()
     client.process.wait()
     assert wait_for(lambda: not Path(f"/proc/{machine}").exists(), 5)
@@ -576,7 +576,7 @@ def test_run_forwards_a_signal_that_only_it_received(run_command: RunCommands) -
         "import signal; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); print('waiting', flush=True); time.sleep(600)"
     )
     assert process.stdout
-    assert [process.stdout.readline() for _ in range(2)] == ["running\n", "waiting\n"]
+    assert [process.stdout.readline() for _unused in range(2)] == ["running\n", "waiting\n"]
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 9
 
@@ -622,7 +622,7 @@ def test_up_and_down(tmp_path: Path) -> None:
     assert refusal.stderr.startswith(f"localcloud: {tmp_path}/state: found no running region")
 
 
-def test_wrong_settings_are_one_line(tmp_path: Path) -> None:
+def test_wrong_settings_are_reported_in_one_line(tmp_path: Path) -> None:
     environment = settings(tmp_path) | {"LOCALCLOUD_VCPUS": "many"}
     command = [sys.executable, "-m", "localcloud", "up"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -657,7 +657,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize("arguments", USAGE)
-def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_is_reported_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "localcloud", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=settings(tmp_path), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"localcloud: {USAGE[arguments]}\n")

@@ -126,6 +126,6 @@ def test_grown_volume_keeps_its_bytes(disks: Disks, base: Path) -> None:
     assert content(volume, 0, 3 * MIB) == base.read_bytes()
 
 
-def test_error_of_qemu_is_one_line(disks: Disks) -> None:
+def test_error_of_qemu_is_reported_in_one_line(disks: Disks) -> None:
     with pytest.raises(OSError, match=r"^qemu-img convert failed: .*vol-none"):
         disks.snapshot_volume("vol-none", "snap-1")

@@ -101,7 +101,7 @@ def test_wrong_modes_are_mended(mirror: Mirror, tmp_path: Path) -> None:
     assert answer["changed"] is True
     assert [(part["installed"], part["corrected"]) for part in answer["parts"]] == [(False, 8), (False, 6)]
     assert wrong(root) == {}
-    assert {name for name, _ in mirror.requests} == {"SHA256SUMS"}
+    assert {name for name, _unused in mirror.requests} == {"SHA256SUMS"}
     assert (root / FINAL / ".umccr.pcgr.json").read_bytes() == stamp
     for check in (True, False):
         answer = bring(root, mirror, check=check)

@@ -88,7 +88,8 @@ class Aws(BaseHTTPRequestHandler):
                 f"<processorInfo><supportedArchitectures><item>{processor}</item></supportedArchitectures></processorInfo></item>"
             )
 
-        types = [("m5.xlarge", 4, 16, "x86_64", 0), ("m5d.xlarge", 4, 16, "x86_64", 150), ("m6g.xlarge", 4, 16, "arm64", 0), ("c5.large", 2, 4, "x86_64", 0)]  # fmt: skip
+        types = [("m5.xlarge", 4, 16, "x86_64", 0), ("m5d.xlarge", 4, 16, "x86_64", 150), ("m6g.xlarge", 4, 16, "arm64", 0),
+                 ("c5.large", 2, 4, "x86_64", 0)]  # fmt: skip
         return f"<instanceTypeSet>{''.join(entry(*one) for one in types)}</instanceTypeSet>"
 
     def _GetSpotPlacementScores(self, region: str, _query: dict[str, str]) -> str:
@@ -314,7 +315,8 @@ def test_placement_scores_are_of_zones_or_of_the_region() -> None:
     spot_api.add_placement_scores(evidence, fake, REGION, ["t", "u"], 5)
     assert evidence.scores == {"id": 7, OTHER: 3}
     assert evidence.sources == {"placement score": "GetSpotPlacementScores now, for 5 of 2 types"}
-    assert fake.asked == [{"InstanceTypes": ["t", "u"], "TargetCapacity": 5, "TargetCapacityUnitType": "units", "SingleAvailabilityZone": True, "RegionNames": [REGION]}]  # fmt: skip
+    assert fake.asked == [{"InstanceTypes": ["t", "u"], "TargetCapacity": 5, "TargetCapacityUnitType": "units",
+                           "SingleAvailabilityZone": True, "RegionNames": [REGION]}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -334,7 +336,8 @@ def test_the_price_list_is_asked_for_a_plain_machine(product: str, system: str) 
     assert evidence.sources == {"on-demand price": "AWS price list now"}
     assert fake.asked == [{"ServiceCode": "AmazonEC2", "Filters": price_filters("t", REGION, system)}]
     wanted = {one["Field"]: one["Value"] for one in fake.asked[0]["Filters"] if one["Type"] == "TERM_MATCH"}
-    assert wanted == {"instanceType": "t", "regionCode": REGION, "operatingSystem": system, "preInstalledSw": "NA", "tenancy": "Shared", "capacitystatus": "Used"}  # fmt: skip
+    assert wanted == {"instanceType": "t", "regionCode": REGION, "operatingSystem": system, "preInstalledSw": "NA",
+                      "tenancy": "Shared", "capacitystatus": "Used"}  # fmt: skip
 
 
 # ---- record

@@ -31,7 +31,7 @@ def bare(options: dict[str, Any]) -> dict[str, Any]:
 class Built(Exception):
     """An AnsibleModule was about to be built; `spec` is its argument spec."""
 
-    def __init__(self, *, argument_spec: dict[str, Any], **_: Any) -> None:
+    def __init__(self, *, argument_spec: dict[str, Any], **_unused: Any) -> None:
         super().__init__()
         self.spec = argument_spec
 

@@ -95,7 +95,7 @@ def test_interrupted_build_leaves_nothing_incomplete(
     with pytest.raises(KeyboardInterrupt):
         build.build(out, tmp_path)
     assert files(out) == set()
-    leftover = out / ".rehearsal-killed"  # what a killed build leaves
+    leftover = out / ".rehearsal-killed"  # the remains of a killed build
     leftover.mkdir()
     monkeypatch.setattr(build, "_image", lambda work: (work / build.IMAGE).write_bytes(b"x") and "sha256:1")
     build.build(out, tmp_path)
@@ -113,7 +113,7 @@ def test_checksums_of_other_files_stay(quick: list[str], tmp_path: Path) -> None
     assert len(text.splitlines()) == 4
 
 
-def test_a_failing_program_is_one_clear_line(
+def test_failing_program_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(build.shutil, "which", lambda name: None if name == "umoci" else name)
@@ -123,7 +123,7 @@ def test_a_failing_program_is_one_clear_line(
         build._run(["ls", "/nowhere"])
 
 
-def test_layer_is_the_same_every_time_and_prunes(tmp_path: Path) -> None:
+def test_layer_is_reproducible_and_pruned(tmp_path: Path) -> None:
     base, wheels, package = tmp_path / "base.tar", tmp_path / "wheels", tmp_path / "pcgr_rehearsal"
     with tarfile.open(base, "w") as archive:
         for name in (

@@ -145,22 +145,22 @@ def test_version(tool: Tool) -> None:
     "given",
     [{"nonsense": "1"}, {"genome_assembly": "hg19"}, {"sample_id": None}, {"tumor_site": "x"}, {"assay": "wgs"}],
 )
-def test_bad_usage_ends_with_2(tool: Tool, given: dict[str, Any]) -> None:
+def test_wrong_usage_exits_with_2(tool: Tool, given: dict[str, Any]) -> None:
     assert tool.run(**given) == 2
     assert not tool.out.exists()
 
 
-def test_options_of_other_commands_and_releases_end_with_2(tool: Tool) -> None:
+def test_options_of_other_commands_and_releases_exit_with_2(tool: Tool) -> None:
     assert tool.run(panel_id="0") == 2
     assert tool.run(n_copy_gain="6") == 2  # of 2.2
-    assert tool.run("cpsr", panel_id="0", classify_all=True) == 2  # gone in cpsr 2.3
+    assert tool.run("cpsr", panel_id="0", classify_all=True) == 2  # removed in cpsr 2.3
 
 
 def test_options_may_be_abbreviated(tool: Tool) -> None:
     assert tool.run(input_vcf=None, input_v=tool.base["input_vcf"]) == 0
 
 
-def test_defaults_are_upstreams() -> None:
+def test_defaults_are_those_of_pcgr() -> None:
     required = ["--refdata_dir=r", "--output_dir=o", "--genome_assembly=grch37", "--sample_id=abc"]
     args = options.parse("pcgr", required)
     assert (args.assay, args.sex, args.tumor_site, args.vep_n_forks, args.vep_buffer_size) == (
@@ -177,7 +177,7 @@ def test_defaults_are_upstreams() -> None:
 
 # ------------------------------------------------------------------------------------------------ refusals
 
-# In PCGR's order: (what is given, what of it must be absent for the rule to apply, part of the message)
+# In PCGR's order: (changed options, options that must stay unset for the rule to apply, part of the message)
 RULES: list[tuple[dict[str, Any], set[str], str]] = [
     ({"refdata_dir": "/nowhere"}, set(), "'--refdata_dir' does not exist"),
     ({"input_vcf": "/nowhere.vcf"}, set(), "'--input_vcf' = /nowhere.vcf) does not exist"),
@@ -356,12 +356,12 @@ def test_version_of_the_bundle(tool: Tool) -> None:
     version.write_text("20250314\n")
     assert tool.run(refdata_dir=mine) == 1
     assert "not compliant" in tool.log
-    version.write_text("built\nfrom x20260620y\n")  # upstream looks for the text anywhere in a line
+    version.write_text("built\nfrom x20260620y\n")  # PCGR searches for the text anywhere in a line
     assert tool.run(refdata_dir=mine) == 0
 
 
 @pytest.mark.parametrize("name", [".METADATA/tsv/drug_metadata.tsv", "phenotype/tsv/phenotype_onco.tsv.gz"])
-def test_missing_metadata_ends_in_a_traceback_and_1(tool: Tool, name: str) -> None:
+def test_missing_metadata_exits_with_1_and_a_traceback(tool: Tool, name: str) -> None:
     mine = tool.folder / "reference"
     bundle.write_bundle(mine)
     (mine / "data" / "grch38" / name).write_text("")
@@ -374,13 +374,13 @@ def test_missing_metadata_ends_in_a_traceback_and_1(tool: Tool, name: str) -> No
     assert name in result.stderr
 
 
-def test_text_that_is_not_a_number_ends_in_a_traceback(tool: Tool) -> None:
+def test_text_that_is_not_a_number_raises(tool: Tool) -> None:
     for given in ({}, {"input_vcf": None, "input_cna": make_cna(tool.folder)}):
         with pytest.raises(ValueError, match="invalid literal"):
             tool.run(tmb_dp_min="x", **given)
 
 
-# ------------------------------------------------------------------- sub-steps that fail and exit with 0
+# ------------------------------------------------------------------- failing sub-steps exit with 0
 
 
 def failed_quietly(tool: Tool, code: int, command: str = "pcgr") -> bool:
@@ -400,13 +400,13 @@ def failed_quietly(tool: Tool, code: int, command: str = "pcgr") -> bool:
         ("##rehearsal_fault=nonsense\n", {}, "rehearsal_fault=nonsense is unknown"),
     ],
 )
-def test_a_refused_vcf_ends_with_0(tool: Tool, extra: str, given: dict[str, str], message: str) -> None:
+def test_refused_vcf_exits_with_0(tool: Tool, extra: str, given: dict[str, str], message: str) -> None:
     code = tool.run(input_vcf=make_vcf(tool.folder, extra=extra), **given)
     assert failed_quietly(tool, code)
     assert message in tool.log
 
 
-def test_a_tag_that_is_absent_only_warns(tool: Tool) -> None:
+def test_absent_tag_only_warns(tool: Tool) -> None:
     assert tool.run(tumor_af_tag="TAF") == 0
     assert "Could not find the specified tumor_af_tag ('TAF')" in tool.log
     assert "Finished PCGR!" in tool.log
@@ -418,14 +418,14 @@ def test_a_tag_that_is_absent_only_warns(tool: Tool) -> None:
         (RECORDS[1], RECORDS[0]),  # unsorted
         (RECORDS[0], RECORDS[3], RECORDS[2]),  # a chromosome in two blocks
         (RECORDS[5],),  # nothing on the kept chromosomes
-        (RECORDS[0], "chr1\tx\t.\tA"),  # no VCF line
+        (RECORDS[0], "chr1\tx\t.\tA"),  # not a VCF line
     ],
 )
-def test_unusable_records_end_with_0(tool: Tool, records: tuple[str, ...]) -> None:
+def test_unusable_records_exit_with_0(tool: Tool, records: tuple[str, ...]) -> None:
     assert failed_quietly(tool, tool.run(input_vcf=make_vcf(tool.folder, records)))
 
 
-def test_a_file_that_is_no_vcf_ends_with_0(tool: Tool) -> None:
+def test_file_that_is_not_a_vcf_exits_with_0(tool: Tool) -> None:
     path = tool.folder / "text.vcf"
     path.write_text("hello\n")
     assert failed_quietly(tool, tool.run(input_vcf=path))
@@ -465,7 +465,7 @@ def test_unexpected_error_of_the_report_exits_with_0_too(tool: Tool) -> None:
     assert "Finished PCGR!" not in tool.log
 
 
-def test_a_traceback_of_the_driver_is_no_sub_step(tool: Tool) -> None:
+def test_traceback_of_the_driver_is_not_a_failed_sub_step(tool: Tool) -> None:
     with pytest.raises(RuntimeError, match="traceback in the driver"):
         tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_fault=traceback\n"))
 
@@ -477,7 +477,7 @@ def test_run_takes_as_long_as_the_vcf_requests(tool: Tool, monkeypatch: pytest.M
     assert slept == [20]
 
 
-def test_the_closing_line_alone_when_the_variant_set_is_empty(tool: Tool) -> None:
+def test_closing_line_without_report_when_the_variant_set_is_empty(tool: Tool) -> None:
     assert tool.run(input_vcf=make_vcf(tool.folder, extra="##rehearsal_fault=empty_variant_set\n")) == 0
     assert "Finished PCGR!" in tool.log
     assert not {"html", "xlsx"} & tool.names()
@@ -510,7 +510,7 @@ def test_the_closing_line_alone_when_the_variant_set_is_empty(tool: Tool) -> Non
         ("input_rna_expression", "TargetID\tCount\nTP53\t1\n", "TPM"),
     ],
 )
-def test_a_refused_table_ends_with_0(tool: Tool, option: str, text: str, message: str) -> None:
+def test_refused_table_exits_with_0(tool: Tool, option: str, text: str, message: str) -> None:
     path = tool.folder / "table.tsv"
     path.write_text(text)
     assert failed_quietly(tool, tool.run(**{option: path}))
@@ -602,7 +602,7 @@ def test_configuration_is_marked_and_holds_no_token(tool: Tool) -> None:
     assert not [path.name for path in tool.out.iterdir() if token.encode() in path.read_bytes()]
     failing = make_vcf(tool.folder, extra="##rehearsal_fault=report\n")
     assert tool.run(oncokb_api_token=token, force_overwrite=True, input_vcf=failing) == 0
-    assert token in tool.path("conf.yaml").read_text()  # as upstream leaves it
+    assert token in tool.path("conf.yaml").read_text()  # PCGR leaves it there too
 
 
 def test_workbook_is_marked_on_every_sheet(tool: Tool) -> None:
@@ -666,7 +666,7 @@ def test_outputs_of_cpsr_and_their_use_by_pcgr(tool: Tool) -> None:
         ("1_200_C_T", "heterozygous", "rs7"),
         ("1_200_C_CA", "heterozygous", "rs7"),
         ("X_500_G_A", "heterozygous", "."),
-    ]  # 0/0 and LowQual are gone
+    ]  # without 0/0 and LowQual
     with pysam.VariantFile(str(tool.path("vcf.gz", "cpsr"))) as stream:
         assert [tuple(r.samples[0]["AD"]) for r in stream.fetch("1", 199, 200)] == [(2, 14), (2, 14)]
     classified = {
@@ -692,7 +692,9 @@ def test_cpsr_sample_columns_and_panels(tool: Tool) -> None:
 
 def test_cpsr_custom_list_of_genes(tool: Tool) -> None:
     genes = tool.folder / "genes.txt"
-    genes.write_text("ENSG00000000023\nENSG00000999999\n")  # chromosome X of the rehearsal's bundle; none
+    genes.write_text(
+        "ENSG00000000023\nENSG00000999999\n"
+    )  # chromosome X of the rehearsal's bundle, and an unknown gene
     assert tool.run("cpsr", custom_list=genes, custom_list_name="mine") == 0
     assert "ENSG00000999999) NOT found" in tool.log
     assert [row["VAR_ID"] for row in tool.rows("classification.tsv.gz", "cpsr")] == ["X_500_G_A"]

@@ -223,7 +223,8 @@ def test_limits_of_single_values(name: str, low: Any, high: Any, bad: list[Any])
 
 
 @pytest.mark.parametrize("owned", ["output_dir", "refdata_dir", "vep_dir", "sample_id", "genome_assembly", "input_vcf", "input_cna",
-                                   "input_cpsr", "pon_vcf", "force_overwrite", "oncokb_api_token", "pcgrr_conda", "debug", "no_reporting", "no_html"])  # fmt: skip
+                                   "input_cpsr", "pon_vcf", "force_overwrite", "oncokb_api_token",
+                                   "pcgrr_conda", "debug", "no_reporting", "no_html"])  # fmt: skip
 def test_what_the_consumer_owns_a_sample_cannot_set(owned: str) -> None:
     assert f"pcgr.{owned}: found x, allowed nothing: the consumer sets this option" == refused(f"[pcgr]\n{owned} = 'x'")
 

@@ -129,7 +129,7 @@ def _walk(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
             raise error
         closed.append(place)
 
-    for top, _, names in os.walk(folder, onerror=failed):
+    for top, _unused, names in os.walk(folder, onerror=failed):
         yield from (Path(top, name) for name in names)
 
 

@@ -148,7 +148,7 @@ def instance_part(view: View, rows: int, fitted: bool) -> list[Any]:
     left_out = f"[dim]… and {hidden} more[/]" if hidden > 0 else ""
     title = "[bold]Instances[/]  " + ("[dim]none[/]" if not instances else "" if rows else left_out)
     table = grid()
-    for _ in range(6):
+    for _unused in range(6):
         table.add_column(no_wrap=fitted)
     for instance in instances[:rows]:
         table.add_row(

@@ -127,7 +127,7 @@ def send(
     """Store the tarball under its name; finds a free number first when the user gave none."""
     sample = prepared.sample
     find_number = submission.number is None and not submission.ready
-    for _ in range(TRIES):
+    for _unused in range(TRIES):
         if find_number:
             sample = Sample(sample.prefix, sample.batch, next_number(place, sample), sample.kind)
         try:
@@ -141,7 +141,11 @@ def send(
 def next_number(place: Place, sample: Sample) -> int:
     """Return one more than the highest number of the batch, whatever objects of those samples remain."""
     start = f"{sample.prefix}{sample.batch}-"
-    used = [of.number for of, _, _ in place.entries(start) if (of.prefix, of.batch) == (sample.prefix, sample.batch)]
+    used = [
+        of.number
+        for of, _unused, _unused in place.entries(start)
+        if (of.prefix, of.batch) == (sample.prefix, sample.batch)
+    ]
     if (number := max(used, default=0) + 1) > NUMBER_MAX:
         raise Refused(f"{sample.batch}: number {NUMBER_MAX} is taken; --batch or --number chooses another name")
     return number

@@ -129,7 +129,7 @@ def send(place: store.Place, arguments: argparse.Namespace, console: cli.Console
         prepared = submission.prepare(request, Path(folder))
         for note in prepared.notes:
             console.print(f"  [dim]{escape(note)}[/]")
-        width = max(len(name) for name, _ in prepared.members)
+        width = max(len(name) for name, _unused in prepared.members)
         for name, size in prepared.members:
             console.print(f"  {name:<{width}}  [dim]{decimal(size):>10}[/]")
         columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

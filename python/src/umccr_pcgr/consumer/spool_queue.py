@@ -94,7 +94,7 @@ class SpoolQueue:
         held: ClaimFolder | None = None
         failure: OSError | None = None
         try:
-            for _, path in sorted(aged):
+            for _unused, path in sorted(aged):
                 key = path.relative_to(self._root / INBOX).as_posix()
                 if not held:
                     held = ClaimFolder.new(self._root / CLAIMED, f"{int(self._now() * 1e6):016d}", 1)
@@ -190,5 +190,5 @@ class SpoolQueue:
         """Count tarballs in the inbox and claims, without those that cannot be claimed."""
         with spool_errors("queue"):
             claims = [held for path in (self._root / CLAIMED).iterdir() if (held := ClaimFolder.read(path))]
-            waiting = [path for _, path in self._waiting() if path not in self._skipped]
+            waiting = [path for _unused, path in self._waiting() if path not in self._skipped]
             return len(waiting) + sum(1 for held in claims if held.name not in self._skipped_claims)

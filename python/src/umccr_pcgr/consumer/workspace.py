@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def wipe(path: Path) -> None:
     """Remove a work folder whatever the tool did to its permissions; a failure is logged, never raised."""
     try:
-        for folder, folders, _ in os.walk(path):
+        for folder, folders, _unused in os.walk(path):
             for name in folders:
                 if not (inner := Path(folder, name)).is_symlink():
                     inner.chmod(0o700)

@@ -477,7 +477,8 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(table)
     if seen:
         console.print(
-            f"\nRecorded availability, {seen['pools']} pools, {seen['starts']} starts in the second halves: still there after an hour? Brier score (0 is perfect)"
+            f"\nRecorded availability, {seen['pools']} pools, {seen['starts']} starts in the second halves: "
+            "still there after an hour? Brier score (0 is perfect)"
         )
         for source, what in (
             ("own", "own record of each pool"),

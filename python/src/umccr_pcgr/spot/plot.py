@@ -36,7 +36,7 @@ def draw(choice: Choice, histories: list[History], request: Request, path: str) 
     """Write the picture."""
     kinds = list(dict.fromkeys(row.pool.type for row in choice.rows))[:SHOWN]
     style: dict[Any, Any] = {"font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
-             "svg.hashsalt": "umccr.pcgr", "svg.fonttype": "path"}  # fmt: skip
+                             "svg.hashsalt": "umccr.pcgr", "svg.fonttype": "path"}  # fmt: skip
     with plt.rc_context(style):
         figure = plt.figure(figsize=(10, 4.6), layout="constrained")
         grid = figure.add_gridspec(len(kinds), 2, width_ratios=[1.25, 1])
