@@ -1,9 +1,9 @@
 # Copyright: University of Melbourne Centre for Cancer Research and contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs a module that brings data or a runtime; where that is much, apart from the connection, and with its progress on the screen.
+"""Run a module that installs data or a runtime; run a large transfer in the background, with its progress on the screen.
 
-``meta/runtime.yml`` says which modules. Each is asked with C(defer) first: it does what is little, or answers where to look.
+``meta/runtime.yml`` names the modules. Each runs with C(defer) first: it does what is small, or answers where its progress will be.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 LONGEST = 7 * 24 * 3600  # seconds for one run; a slow line takes days for both assemblies
-LOOK_SECONDS = 5
+POLL_SECONDS = 5
 STALLED_SECONDS = 900  # the module itself gives up earlier, after six attempts of a minute
-OF_THE_JOB = {"ansible_job_id", "results_file", "started", "finished"}  # in the wrapper's answers, not in the module's
+JOB_KEYS = {"ansible_job_id", "results_file", "started", "finished"}  # in the wrapper's answers, not in the module's
 # Between two lines on the screen.
 STEP_PERCENT = 5
 STEP_SECONDS = 60
@@ -34,7 +34,7 @@ def minutes(seconds: float) -> str:
 
 
 class Screen:
-    """Turns what the module writes about its progress into a line now and then."""
+    """Print the module's progress as a line now and then."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -43,7 +43,7 @@ class Screen:
         self._shown: tuple[str, float, float] = ("", -STEP_PERCENT, 0.0)  # part, percent, time
 
     def show(self, text: str) -> None:
-        """Take note of the progress file's contents."""
+        """Read the progress file's contents and print a line if one is due."""
         try:
             now = json.loads(text)
         except ValueError:
@@ -62,19 +62,19 @@ class Screen:
             return
         self._shown = (now["part"], reached, time.monotonic())
         if size:
-            told = [f"{done} of {size} {unit}" if unit else f"{reached:3.0f} % of {size / 1e9:.1f} GB"]
+            shown = [f"{done} of {size} {unit}" if unit else f"{reached:3.0f} % of {size / 1e9:.1f} GB"]
         else:
-            told = [f"{done / 1e9:.1f} GB"] if done else []
+            shown = [f"{done / 1e9:.1f} GB"] if done else []
         if speed:
-            told.append(f"{speed / 1e6:.0f} MB/s")
-        told.append(
+            shown.append(f"{speed / 1e6:.0f} MB/s")
+        shown.append(
             f"{minutes((size - done) / speed)} left" if size and speed and not unit else minutes(now["seconds"])
         )
-        display.display(f"  [{self.host}] {now['part']}: {', '.join(told)}")
+        display.display(f"  [{self.host}] {now['part']}: {', '.join(shown)}")
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no types
-    """Action of the tasks that bring much."""
+    """Action of the tasks that may transfer much."""
 
     TRANSFERS_FILES = False
     _supports_check_mode = True
@@ -83,10 +83,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         """Return the module's result."""
         super().run(tmp, task_vars)
         result = dict(self._execute_module(module_args=self._task.args | {"defer": True}, task_vars=task_vars))
-        return self._apart(result["deferred"], task_vars or {}) if "deferred" in result else result
+        return self._run_in_background(result["deferred"], task_vars or {}) if "deferred" in result else result
 
-    def _apart(self, progress: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        """Start the module so that it does not end with the connection, and look after it until it has ended."""
+    def _run_in_background(self, progress: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Start the module so that it outlives the connection, and follow it until it has ended."""
         self._task.async_val = LONGEST
         job = self._execute_module(task_vars=task_vars, wrap_async=True)
         self._task.async_val = 0
@@ -95,13 +95,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         screen = Screen(str(task_vars.get("inventory_hostname", self._play_context.remote_addr)))
         answer, progress = shlex.quote(job["results_file"]), shlex.quote(progress)
         while True:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             try:
-                told = self._low_level_execute_command(f"cat {answer}; echo; cat {progress} 2>/dev/null || true")
+                answered = self._low_level_execute_command(f"cat {answer}; echo; cat {progress} 2>/dev/null || true")
             except AnsibleConnectionFailure:
-                told = {"stdout_lines": []}  # the work goes on without us; perhaps the line comes back
+                answered = {"stdout_lines": []}  # the module continues on the host; the connection may recover
             # The wrapper writes one line when it starts; the module's answer takes its place.
-            first, *rest = [line for line in told["stdout_lines"] if line.strip()] or [""]
+            first, *rest = [line for line in answered["stdout_lines"] if line.strip()] or [""]
             if first and not json.loads(first).get("started"):
                 break
             screen.show("".join(rest))
@@ -115,4 +115,4 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             self._execute_module("ansible.builtin.async_status", asked | {"mode": mode}, task_vars=task_vars)
             for mode in ("status", "cleanup")
         )
-        return {key: value for key, value in result.items() if key not in OF_THE_JOB}
+        return {key: value for key, value in result.items() if key not in JOB_KEYS}

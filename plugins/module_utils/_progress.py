@@ -1,7 +1,7 @@
 # Copyright: University of Melbourne Centre for Cancer Research and contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tell who looks how far a long work is, and leave much work to be begun apart from the connection."""
+"""Report the progress of a long transfer in a file, and defer a transfer that is to run in the background."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from contextlib import suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import replace
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_file
 
-LARGE = 1e9  # bytes; less is there before anyone wonders
-PROGRESS = ".runtime.progress"
-TELL_SECONDS = 1.0  # between two reports
+LARGE = 1e9  # bytes; a smaller transfer ends before anyone asks about it
+REPORT_SECONDS = 1.0  # between two reports
+PROGRESS = ".umccr.pcgr.progress"  # the file of reports, in the folder whose lock the transfer holds
 
 
-def put_off(module: AnsibleModule, size: float | None, path: str) -> None:
-    """End the module where it is asked to (option `defer`) and `size` bytes to bring are many, or unknown.
+def progress_file(folder: str) -> str:
+    """Return the path of the file that holds the progress of what is installed in `folder`."""
+    return os.path.join(folder, PROGRESS)
 
-    The action plugin then runs it again, apart from the connection, and looks at `path`, the file that tells the progress.
+
+def defer(module: AnsibleModule, size: float | None, path: str) -> None:
+    """End the module if it is asked to defer (option `defer`) and `size` bytes to fetch are many, or unknown (None).
+
+    The action plugin then runs the module again in the background, and reads the progress from the file at `path`.
     """
     if module.params["defer"] and (size is None or size >= LARGE):
         module.exit_json(changed=False, deferred=path)
 
 
 class Progress:
-    """While entered, each second the file at `path` says how far the work is; it is removed at the end.
+    """Write the progress to the file at `path` each second while entered, and remove the file at the end.
 
-    `done` of `size` (None: unknown) are counted in `unit`; with the unit "", they are the bytes that `came` counts.
+    `done` of `size` (None: unknown) are counted in `unit`; with the unit "", they are the bytes that `count` adds up.
     """
 
     def __init__(self, path: str) -> None:
@@ -43,16 +48,16 @@ class Progress:
         self.begin("")
 
     def begin(self, part: str, size: int | None = None, unit: str = "", done: int = 0) -> None:
-        """From now on it is about `part`."""
+        """Report on `part` from now on."""
         self._fetched, self._begun = 0, time.monotonic()
         self.part, self.size, self.unit, self.done = part, size, unit, done
 
-    def came(self, count: int) -> None:
-        """Take note of `count` more bytes; threads may call this."""
+    def count(self, received: int) -> None:
+        """Add `received` bytes; threads may call this."""
         with self._counting:
-            self._fetched += count
+            self._fetched += received
             if not self.unit:
-                self.done += count
+                self.done += received
 
     def __enter__(self) -> Progress:
         os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
@@ -66,8 +71,8 @@ class Progress:
             os.unlink(self.path)
 
     def _write(self) -> None:
-        while not self._ended.wait(TELL_SECONDS):
+        while not self._ended.wait(REPORT_SECONDS):
             about: dict[str, Any] = {"part": self.part, "done": self.done, "size": self.size, "unit": self.unit}
             about |= {"fetched": self._fetched, "seconds": time.monotonic() - self._begun}
-            with suppress(OSError):  # a full disk is told by the work
-                replace(self.path, json.dumps(about).encode())
+            with suppress(OSError):  # a full disk is an error of the transfer itself
+                write_file(self.path, json.dumps(about).encode(), durable=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: config_files
-short_description: Write a set of small text files in one go
+short_description: Manage a set of small text files
 version_added: 1.0.0
 description:
   - Makes the listed text files hold exactly the given content, owner and mode, and removes files that must not be there.
@@ -62,10 +62,10 @@ import grp
 import os
 import pwd
 import stat
-import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_file
 
 
 def ids(module: AnsibleModule, path: str, owner: str, group: str) -> tuple[int, int] | None:
@@ -90,24 +90,6 @@ def read(path: str) -> str | None:
         return None
 
 
-def write(path: str, content: str, mode: int, owner: tuple[int, int]) -> None:
-    """Put `content` at `path` by a rename from a temporary file in the same folder."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as handle:
-            handle.write(content)
-            os.fchown(descriptor, *owner)
-            os.fchmod(descriptor, mode)
-            handle.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def apply_file(module: AnsibleModule, item: dict[str, Any]) -> dict[str, str] | None:
     """Make one file as asked; return its diff, or None when nothing differed."""
     path, content = item["path"], item["content"]
@@ -128,7 +110,8 @@ def apply_file(module: AnsibleModule, item: dict[str, Any]) -> dict[str, str] | 
         if before == content and (status.st_uid, status.st_gid) == owner and stat.S_IMODE(status.st_mode) == mode:
             return None
     if owner and not module.check_mode:
-        write(path, content, mode, owner)
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        write_file(path, content.encode(errors="surrogateescape"), mode=mode, owner=owner)
     return {"before_header": path, "after_header": path, "before": before or "", "after": content}
 
 

@@ -22,7 +22,7 @@ requirements:
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
-  diff_mode: {support: none}
+  diff_mode: {support: full}
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
@@ -204,7 +204,7 @@ class Volume:
         finally:
             os.close(handle)
 
-    def make_sure_it_is_blank(self) -> None:
+    def ensure_blank(self) -> None:
         """Raise VolumeError when anything uses the device or it does not begin and end with zeros."""
         try:
             handle = os.open(self.name, os.O_RDWR | os.O_EXCL)  # of a device: refused while the kernel uses it
@@ -225,7 +225,7 @@ class Volume:
             os.close(handle)
 
     def make(self, filesystem: str) -> bool:
-        """Have a file system on the device; False when it is there. Raises VolumeError when anything else is there."""
+        """Ensure a file system on the device; False if it was there. Raises VolumeError when anything else is there."""
         found = self.signatures()
         if found == [filesystem]:
             return False
@@ -233,7 +233,7 @@ class Volume:
             raise VolumeError(
                 f"{self.name}: neither blank nor {filesystem} but holds {', '.join(dict.fromkeys(found))}; nothing was changed on it"
             )
-        self.make_sure_it_is_blank()
+        self.ensure_blank()
         if not self.module.check_mode:
             self.run(*MAKE[filesystem], self.name)
         return True
@@ -265,18 +265,18 @@ class Volume:
             return int(about["Block count"]) * int(about["Block size"])
         about_data = re.search(r"(?m)^data\s.*bsize=(\d+)\s+blocks=(\d+)", self.run("xfs_info", path))
         if not about_data:
-            raise VolumeError(f"{self.name}: xfs_info does not tell its size")
+            raise VolumeError(f"{self.name}: xfs_info does not report its size")
         return int(about_data[1]) * int(about_data[2])
 
-    def grow(self, filesystem: str, path: str) -> bool:
-        """Make the mounted file system as large as the device; True when it was smaller."""
-        before = self.used(filesystem, path)
-        if self.size() - before < LEAST_GROWTH:
-            return False
+    def grow(self, filesystem: str, path: str) -> tuple[int, int]:
+        """Grow the mounted file system to the size of the device; its bytes before and after, the same if it did not grow."""
+        before, size = self.used(filesystem, path), self.size()
+        if size - before < LEAST_GROWTH:
+            return before, before
         if self.module.check_mode:
-            return True
+            return before, size
         self.run(*(["resize2fs", self.name] if filesystem == "ext4" else ["xfs_growfs", "-d", path]))
-        return self.used(filesystem, path) > before
+        return before, self.used(filesystem, path)
 
 
 def is_mounted(device: str, path: str) -> bool:
@@ -297,7 +297,7 @@ def is_kept(answer: dict[str, Any], path: str) -> bool:
     return False
 
 
-def make_sure_nothing_is_hidden(covers: list[str]) -> None:
+def ensure_nothing_hidden(covers: list[str]) -> None:
     """Raise VolumeError when a folder that is going to be covered by a mount holds a file; empty folders do not count."""
     for top in covers:
         if os.path.ismount(top):
@@ -309,11 +309,21 @@ def make_sure_nothing_is_hidden(covers: list[str]) -> None:
                 )
 
 
+def difference(filesystem: str, *, made: bool, before: int, after: int) -> dict[str, dict[str, str | int | None]]:
+    """Diff of a volume whose file system was `made`, or has grown from `before` to `after` bytes; empty if neither."""
+    diff: dict[str, dict[str, str | int | None]] = {"before": {}, "after": {}}
+    if made:
+        diff = {"before": {"filesystem": None}, "after": {"filesystem": filesystem}}
+    if after > before:
+        diff["before"]["bytes"], diff["after"]["bytes"] = before, after
+    return diff
+
+
 def ready(module: AnsibleModule) -> dict[str, Any]:
     """Do the module's work; what it returns."""
     params = module.params
     source, kind = find(params["source"], params["readonly"])
-    make_sure_nothing_is_hidden(params["covers"] or [params["path"]])
+    ensure_nothing_hidden(params["covers"] or [params["path"]])
     # Without nofail a lost volume would keep the machine from booting, and so from being looked at.
     answer: dict[str, Any] = {
         "source": source,
@@ -321,6 +331,7 @@ def ready(module: AnsibleModule) -> dict[str, Any]:
         "options": "ro,noatime,nofail",
         "made": False,
         "grown": False,
+        "diff": difference("", made=False, before=0, after=0),
     }
     volume = Volume(module, source)
     if params["readonly"]:
@@ -339,11 +350,14 @@ def ready(module: AnsibleModule) -> dict[str, Any]:
         return answer
     mounted = is_mounted(source, params["path"])
     filesystem = params["filesystem"]
+    made = volume.make(filesystem)
+    before, after = volume.grow(filesystem, params["path"]) if mounted else (0, 0)
     return answer | {
         "filesystem": filesystem,
         "options": "defaults,noatime,nofail",
-        "made": volume.make(filesystem),
-        "grown": mounted and volume.grow(filesystem, params["path"]),
+        "made": made,
+        "grown": after > before,
+        "diff": difference(filesystem, made=made, before=before, after=after),
     }
 
 

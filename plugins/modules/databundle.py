@@ -11,18 +11,17 @@ module: databundle
 short_description: Install PCGR's reference bundle and VEP cache
 version_added: 1.0.0
 description:
-  - Downloads the archives that a release names, for the wanted assemblies, by several connections at once, and unpacks them while they arrive,
-    so that no archive needs room on the disk.
-  - Broken connections are resumed. A run that was cut, even by a reboot, is taken up by the next run where it was.
-  - All users can read what is installed, and only its owner can write it, whatever the umask. Other modes of what is there already are mended.
-  - With O(seed), folders that are on the machine already are copied, or taken as they are where they lie at their final place.
+  - Downloads the archives that a release names, for the given assemblies, by several connections at once, and unpacks them during the download,
+    so that no archive needs space on the disk.
+  - Broken connections are resumed. If a run is interrupted, even by a reboot, the next run resumes where it stopped.
+  - All users can read what is installed, and only its owner can write it, whatever the umask. Other modes of what is installed already are corrected.
+  - With O(seed), folders that are on the host already are copied, or kept as they are if they are at their final place.
   - Archives that are damaged, cut, or do not end as a tar file must are refused, as are members that would leave their folder, sparse files, devices and the
     like. The message names the member and its place in the archive. Hard links to files of the same tree are made.
-  - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then put in place by one rename:
-    after a cut at any moment each folder is the old one or the new one."
-  - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether anything is to do."
+  - "What was unpacked is checked (SHA-256, number and size of the files, the bundle's version file, the VEP cache's folder) and then
+    put in place by one rename: after an interruption at any moment each folder is the old one or the new one."
+  - "Each installed folder holds a stamp, C(.umccr.pcgr.json), that says what it was made from. The stamp decides whether there is anything to do."
 requirements:
-  - python3-requests (for http and https)
   - libisal2
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
@@ -44,46 +43,22 @@ options:
     type: list
     elements: str
     required: true
-  mirror_url:
-    description: Folder with the archives and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Without it, the release's own addresses.
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   seed:
     description:
-      - Folder of this machine that may hold data unpacked already; what it has is not downloaded.
+      - Folder of the host that may hold data that are already unpacked; what it holds is not downloaded.
       - "Looked at are this collection's own layout and the one that PCGR documents: C(bundles/<date>/data/<assembly>), C(<date>/data/<assembly>),
         C(data/<assembly>); C(vep/<release>/homo_sapiens/<cache>), C(homo_sapiens/<cache>)."
       - The same folder as O(root) is allowed; data without a stamp are then checked and stay where they are.
     type: path
-  checksums:
-    description: File in which the checksums of archives are kept that nobody has published; a later archive of the same name must have the same one.
-    type: path
-    default: /var/lib/pcgr/checksums.json
-  connections:
-    description: Connections by which one archive is fetched at once.
-    type: int
-    default: 6
-  timeout:
-    description: Seconds of silence after which a connection counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without a byte of progress before giving up.
-    type: int
-    default: 6
   space_factor:
-    description: Free space asked for, as a multiple of an archive's size, before its download begins.
+    description: Free space required before a download starts, as a multiple of the archive's size.
     type: float
     default: 2.5
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.connections
+  - umccr.pcgr.transfer.checksums
 """
 
 EXAMPLES = r"""
@@ -97,14 +72,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 parts:
-  description: One entry per folder, with its path, the archive, its SHA-256, whether it was brought now, and how many modes were mended.
+  description: One entry per folder, with its path, the archive, its SHA-256, whether it was installed now, and how many modes were corrected.
   type: list
   elements: dict
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 
@@ -114,17 +89,16 @@ from collections import Counter
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     STAGING,
-    STAMP,
     DatabundleError,
     Part,
     compare,
+    correct_modes,
     is_current,
     is_read_only,
     measure,
-    mend_modes,
     plan,
     put_in_place,
     staging_of,
@@ -133,19 +107,22 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.seed import adopt, find_seed
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
+    STAMP,
     BusyError,
-    alone,
-    compare_with_first,
+    exclusive_lock,
     read_json,
     readable_by_others,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import (
-    PROGRESS,
-    Arrival,
     Checkpoints,
+    Transfer,
     Unpacker,
     sync,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    resolve_checksums,
+    trust_on_first_use,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
@@ -153,16 +130,15 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download impo
     Interrupted,
     address,
     check,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
+    ensure_space,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.gunzip import GzipError
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.tar_reader import UnpackError
 
 
-def make_sure_of_writing(due: list[Part], root: str) -> None:
-    """Raise DatabundleError when a folder to bring belongs on a volume that is only mounted."""
+def ensure_writable(due: list[Part], root: str) -> None:
+    """Raise DatabundleError when a folder to install belongs on a volume that is mounted read-only."""
     for item in due:
         home = os.path.join(root, item.home)
         while not os.path.isdir(home):
@@ -173,7 +149,7 @@ def make_sure_of_writing(due: list[Part], root: str) -> None:
             )
 
 
-def to_come(due: list[Part], release: dict[str, Any]) -> float:
+def bytes_due(due: list[Part], release: dict[str, Any]) -> float:
     """Bytes of the archives of `due` as far as `release` knows them."""
     wanted = {item.archive for item in due}
     archives = [entry for part in ("bundle", "vep") for entry in release[part]["archives"].values() if entry]
@@ -182,9 +158,9 @@ def to_come(due: list[Part], release: dict[str, Any]) -> float:
 
 
 def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> None:
-    """Bring the archive at `url` and put the folders of `items` in place. Raises DatabundleError and DownloadError.
+    """Transfer the archive at `url` and put the folders of `items` in place. Raises DatabundleError and DownloadError.
 
-    What a broken connection or a cut leaves is where the next run goes on; after any other fault it is removed.
+    The next run continues what a broken connection or an interruption leaves; after any other fault it is removed.
     """
     staging = staging_of(root, url, items)
     download = Download(url, **options["download"])
@@ -208,7 +184,7 @@ def install(items: list[Part], root: str, url: str, options: dict[str, Any]) -> 
 
 
 def unpack(items: list[Part], staging: str, download: Download, options: dict[str, Any]) -> dict[str, Any]:
-    """Unpack the archive into `staging`, check what came, and return what the stamp is to say."""
+    """Unpack the archive into `staging`, check it, and return the content of the stamp."""
     first, url = items[0], download.url
     if first.bytes and download.size not in (None, first.bytes):
         raise DownloadError(f"{url}: {download.size} bytes long, expected {first.bytes}")
@@ -216,22 +192,22 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     point = checkpoints.read()
     if not point:
         shutil.rmtree(staging, ignore_errors=True)
-        make_sure_of_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
+        ensure_space(os.path.dirname(staging), (download.size or 0) * options["space_factor"], url)
         os.mkdir(staging, 0o755)
-    arrival = Arrival(download, point)
+    transfer = Transfer(download, point)
     try:
-        # Its thread begins only now, when the process that fetches was forked.
-        with Progress(os.path.join(os.path.dirname(staging), PROGRESS)) as progress:
-            unpacker = Unpacker(arrival, first.label, [item.member for item in items], checkpoints, progress)
+        # Its thread starts only now, after the process that fetches was forked.
+        with Progress(progress_file(os.path.dirname(staging))) as progress:
+            unpacker = Unpacker(transfer, first.label, [item.member for item in items], checkpoints, progress)
             unpacker.run(point)
-            sha256 = arrival.finish()
+            sha256 = transfer.finish()
     finally:
-        arrival.close()
+        transfer.close()
         checkpoints.finish()
     if first.sha256:
         check(url, sha256, download.size, first.sha256)
     else:
-        compare_with_first(options["checksums"], first.archive, sha256)
+        trust_on_first_use(options["checksums"], first.archive, sha256)
     for item in items:
         if fault := verify(item, staging):
             other = f"; the archive holds {', '.join(sorted(unpacker.others))}" if unpacker.others else ""
@@ -241,7 +217,7 @@ def unpack(items: list[Part], staging: str, download: Download, options: dict[st
     stamp: dict[str, Any] = {
         "archive": first.archive,
         "sha256": sha256,
-        "bytes": arrival.consumed,
+        "bytes": transfer.consumed,
         "source": url,
     }
     return {**stamp, **unpacker.count}
@@ -259,14 +235,11 @@ def looks_like(url: str, options: dict[str, Any]) -> str | None:
 
 def with_checksums(parts: list[Part], mirror_url: str | None, options: dict[str, Any]) -> tuple[list[Part], str | None]:
     """Fill in checksums that the release does not know from the mirror; also returns why that failed, if so."""
-    if not mirror_url or all(item.sha256 for item in parts):
-        return parts, None
     try:
-        sums = mirror_checksums(mirror_url, **options)
+        sums = resolve_checksums({item.archive: None for item in parts if not item.sha256}, mirror_url, **options)
     except DownloadError as error:
         return parts, str(error)
-    known = [Part(**{**vars(item), "sha256": item.sha256 or sums.get(item.archive)}) for item in parts]
-    return known, None
+    return [Part(**{**vars(item), "sha256": item.sha256 or sums[item.archive]}) for item in parts], None
 
 
 def source(item: Part, mirror_url: str | None) -> str:
@@ -280,14 +253,14 @@ def source(item: Part, mirror_url: str | None) -> str:
     return str(item.url)
 
 
-def bring(module: AnsibleModule) -> None:
+def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
     root, mirror = params["root"], params["mirror_url"]
-    download = options_of(params)
+    download = download_options(params)
     parts, unknown = with_checksums(plan(params["release"], params["assemblies"]), mirror, download)
     due = [item for item in parts if not is_current(item, root)]
-    make_sure_of_writing(due, root)
+    ensure_writable(due, root)
     if unknown:
         if due and not module.check_mode:
             raise DatabundleError(unknown)
@@ -302,17 +275,17 @@ def bring(module: AnsibleModule) -> None:
             seeds.append((item, folder))
         else:
             jobs.setdefault(source(item, mirror), []).append(item)
-    # By path: folders above several parts count for the first, as when they are mended.
+    # By path: folders above several parts count for the first, as when they are corrected.
     wrong = {path: item for item in reversed(parts) if item not in due for path, *_unused in wrong_modes(item, root)}
-    mended: dict[Part, int] = Counter(wrong.values())
+    corrected: dict[Part, int] = Counter(wrong.values())
     if (due or wrong) and not module.check_mode:
         if due:
-            put_off(module, to_come(due, params["release"]), os.path.join(root, PROGRESS))
+            defer(module, bytes_due(due, params["release"]), progress_file(root))
         os.makedirs(root, mode=0o755, exist_ok=True)
-        with alone(root):
+        with exclusive_lock(root):
             if due:
                 fetch_due(module, jobs, seeds)
-            mended = {item: mend_modes(item, root, module.warn) for item in parts}
+            corrected = {item: correct_modes(item, root, module.warn) for item in parts}
     report = [
         {
             "part": item.label,
@@ -321,12 +294,12 @@ def bring(module: AnsibleModule) -> None:
             "sha256": read_json(item.stamp(root)).get("sha256")
             if not (module.check_mode and item in due)
             else item.sha256,
-            "brought": item in due,
-            "mended": mended.get(item, 0),
+            "installed": item in due,
+            "corrected": corrected.get(item, 0),
         }
         for item in parts
     ]
-    module.exit_json(changed=bool(due or any(mended.values())), parts=report)
+    module.exit_json(changed=bool(due or any(corrected.values())), parts=report)
 
 
 def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tuple[Part, str]]) -> None:
@@ -334,16 +307,16 @@ def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tu
     params = module.params
     root = params["root"]
     options = {
-        "download": options_of(params) | {"connections": params["connections"]},
+        "download": download_options(params) | {"connections": params["connections"]},
         "space_factor": params["space_factor"],
         "checksums": params["checksums"],
     }
     wanted = {staging_of(root, url, items) for url, items in jobs.items()}
     for name in os.listdir(root):
         path = os.path.join(root, name)
-        if name.startswith(STAGING) and path not in wanted:  # of work that was cut and is no longer wanted
+        if name.startswith(STAGING) and path not in wanted:  # of an interrupted run whose data are no longer due
             shutil.rmtree(path)
-    with Progress(os.path.join(root, PROGRESS)) as progress:
+    with Progress(progress_file(root)) as progress:
         for item, folder in seeds:
             adopt(item, root, folder, progress)
     for url, items in jobs.items():
@@ -353,25 +326,20 @@ def fetch_due(module: AnsibleModule, jobs: dict[str, list[Part]], seeds: list[tu
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "root": {"type": "path", "required": True},
-            "release": {"type": "dict", "required": True},
-            "assemblies": {"type": "list", "elements": "str", "required": True},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "seed": {"type": "path"},
-            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
-            "connections": {"type": "int", "default": 6},
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "space_factor": {"type": "float", "default": 2.5},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "connections",
+            "checksums",
+            root={"type": "path", "required": True},
+            release={"type": "dict", "required": True},
+            assemblies={"type": "list", "elements": "str", "required": True},
+            seed={"type": "path"},
+            space_factor={"type": "float", "default": 2.5},
+        ),
         supports_check_mode=True,
     )
     try:
         with readable_by_others():
-            bring(module)
+            provide(module)
     except (BusyError, DatabundleError, DownloadError, GzipError, UnpackError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:

@@ -64,11 +64,10 @@ from contextlib import suppress
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     STAGING,
-    STAMP,
     DatabundleError,
     plan,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import BusyError, alone
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import STAMP, BusyError, exclusive_lock
 
 # Where plan() puts parts: bundles/<date>/data/<assembly>, vep/<release>/homo_sapiens/<cache>.
 GONE = f"{STAGING}gone-"  # what begins so, the module databundle removes too
@@ -118,7 +117,7 @@ def main() -> None:
         folders = unneeded(module)
         root = module.params["root"]
         if (folders or left_over(root)) and not module.check_mode:
-            with alone(root):
+            with exclusive_lock(root):
                 for folder in left_over(root):
                     shutil.rmtree(folder)
                 for folder in folders:

@@ -16,7 +16,7 @@ description:
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
-  diff_mode: {support: none}
+  diff_mode: {support: full}
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
@@ -68,25 +68,14 @@ installed:
 import base64
 import glob
 import hashlib
-import json
 import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import STAMP, read_json, write_json
 
-STAMP = ".umccr.pcgr.json"
 # Where the package python3-pip-whl of Debian and Ubuntu puts pip.
 SYSTEM_PIP = "/usr/share/python-wheels/pip-*.whl"
-
-
-def read_stamp(path: str) -> dict[str, str]:
-    """The stamp of the environment at `path`; empty when there is none that can be read."""
-    try:
-        with open(os.path.join(path, STAMP), encoding="utf-8") as handle:
-            stamp = json.load(handle)
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
 
 
 def install(module: AnsibleModule, fresh: bool) -> None:
@@ -131,9 +120,9 @@ def run(module: AnsibleModule, command: list[str], what: str) -> None:
     code, out, err = module.run_command(command, environ_update={"PYTHONNOUSERSITE": "1", "PIP_USER": "0"})
     if code:
         lines = [line for line in (err + "\n" + out).splitlines() if line.strip()]
-        told = next((line for line in lines if "ERROR" in line), lines[-1] if lines else f"exit code {code}")
+        complaint = next((line for line in lines if "ERROR" in line), lines[-1] if lines else f"exit code {code}")
         module.fail_json(
-            msg=f"{module.params['path']}: {what} failed: {told.strip()}", command=command, stderr=err, stdout=out
+            msg=f"{module.params['path']}: {what} failed: {complaint.strip()}", command=command, stderr=err, stdout=out
         )
 
 
@@ -161,16 +150,15 @@ def main() -> None:
         "requirements_sha256": hashlib.sha256(params["requirements"].encode()).hexdigest(),
         "python": os.path.realpath(params["python"]),
     }
-    before = read_stamp(params["path"])
+    stamp = os.path.join(params["path"], STAMP)
+    before = read_json(stamp)
     changed = before != wanted
     if changed and not module.check_mode:
-        stamp = os.path.join(params["path"], STAMP)
         if before:
-            os.unlink(stamp)  # a cut from here on is noticed by the next run
+            os.unlink(stamp)  # the next run notices an interruption from here on
         install(module, fresh=not before or before.get("python") != wanted["python"])
-        with open(stamp, "w", encoding="utf-8") as handle:
-            json.dump(wanted, handle, indent=1, sort_keys=True)
-    module.exit_json(changed=changed, installed=wanted)
+        write_json(stamp, wanted)
+    module.exit_json(changed=changed, installed=wanted, diff={"before": before, "after": wanted})
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ description:
   - "The environments lie in C(<path>/<name>/envs/<environment>), where the name comes from the locks. Conda packages have the path of their
     environment written into them, so they are made at their final place: a folder without the stamp C(.umccr.pcgr.json) is unfinished, and is
     removed and made again. The record is replaced last, by a rename: after a cut at any moment the old runtime is in use or the new one."
-  - Packages that have arrived before a cut are not fetched again.
-  - Nothing in the environments names a place outside them, so the folder may be copied to another machine, at the same path.
+  - Packages that were downloaded before an interruption are not downloaded again.
+  - "O(record) gets C(kind), C(image) (the folder), C(prefixes) and C(locks). With O(prune), other runtimes below O(path) are removed."
+  - O(mirror_url) holds the lock files; it is used in place of each lock's C(url).
+  - Nothing in the environments names a place outside them, so the folder may be copied to another host, at the same path.
   - Post-link scripts run as in conda, in the order of the lock, but one that fails is an error. Those of Bioconductor's data packages (the genomes that
     PCGR's report needs) download what they install.
-requirements:
-  - python3-requests (for http and https)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
@@ -29,30 +29,19 @@ attributes:
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
-  path:
-    description: Folder below which runtimes are kept.
-    type: path
-    default: /opt/pcgr-runtime
   locks:
     description:
       - The lock files, by the name of their environment, each with C(file) (its name on a mirror), C(url) and C(sha256).
       - A lock without C(sha256) needs a line in C(SHA256SUMS) of the mirror.
     type: dict
     required: true
-  mirror_url:
-    description: Folder with the lock files and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://), used in place of each lock's C(url).
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   conda_mirror_url:
     description:
       - Address that takes the place of what precedes C(<channel>/<platform>/<file>) in the addresses of packages.
       - C(<conda_mirror_url>/bioconductor-data/<file>) is then where the post-link scripts of Bioconductor's data packages look first.
     type: str
   post_link:
-    description: Whether post-link scripts are run, or packages that bring one are refused.
+    description: Whether post-link scripts are run, or packages that have one are refused.
     type: str
     choices: [run, refuse]
     default: run
@@ -60,36 +49,18 @@ options:
     description: The program C(pcgr-conda-link).
     type: path
     required: true
-  record:
-    description: JSON file that gets C(kind), C(image) (the folder), C(prefixes) and C(locks).
-    type: path
-    default: /etc/pcgr/runtime.json
   connections:
-    description: Packages fetched at once.
+    description: Packages downloaded at once.
     type: int
     default: 8
-  timeout:
-    description: Seconds of silence after which a connection counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without progress before giving up.
-    type: int
-    default: 6
   space_factor:
-    description: Free space asked for, as a multiple of the packages' size, before they are unpacked.
+    description: Free space required before the packages are unpacked, as a multiple of their size.
     type: float
     default: 5
-  prune:
-    description: Remove other runtimes below O(path).
-    type: bool
-    default: false
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.runtime
 """
 
 EXAMPLES = r"""
@@ -110,9 +81,9 @@ removed:
   elements: str
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 import concurrent.futures
@@ -125,29 +96,32 @@ import shutil
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
+    STAMP,
     BusyError,
-    alone,
-    others,
+    exclusive_lock,
+    other_runtimes,
     read_json,
     remove,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    NoChecksumError,
+    resolve_checksums,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
     check,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
+    ensure_space,
     readable,
     save,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 
-STAMP = ".umccr.pcgr.json"
 # <anything>/<channel>/<platform>/<file>#<md5>, as `conda list --explicit --md5` and conda-lock write it.
 LINE = re.compile(
     r"(?P<url>\S+/(?P<place>[^/\s]+/[^/\s]+/(?P<file>[A-Za-z0-9._+!-]+\.(?:conda|tar\.bz2))))#(?P<md5>[0-9a-f]{32})"
@@ -201,23 +175,16 @@ def parse(text: str, where: str) -> list[Package]:
 
 def with_checksums(params: dict[str, Any], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The locks, each with a SHA-256; raises CondaError when one has none."""
-    sums: dict[str, str] | None = None
-    known = {}
-    for name, lock in sorted(params["locks"].items()):
-        sha256 = lock.get("sha256")
-        if not sha256 and params["mirror_url"]:
-            if sums is None:
-                sums = mirror_checksums(params["mirror_url"], **options)
-            sha256 = sums.get(lock["file"])
-        if not sha256:
-            where = (
-                address(params["mirror_url"], "SHA256SUMS") if params["mirror_url"] else "pcgr_mirror_url is not set"
-            )
-            raise CondaError(
-                f"lock {name} ({lock['file']}): the release knows no sha256, and neither does a mirror ({where})"
-            )
-        known[name] = {**lock, "sha256": sha256}
-    return known
+    locks = dict(sorted(params["locks"].items()))
+    unknown = {lock["file"]: None for lock in locks.values() if not lock.get("sha256")}
+    try:
+        sums = resolve_checksums(unknown, params["mirror_url"], required=True, **options)
+    except NoChecksumError as error:
+        name = next(name for name, lock in locks.items() if lock["file"] == error.name)
+        raise CondaError(
+            f"lock {name} ({error.name}): the release knows no sha256, and neither does a mirror ({error.where})"
+        ) from error
+    return {name: {**lock, "sha256": lock.get("sha256") or sums[lock["file"]]} for name, lock in locks.items()}
 
 
 def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, Any]) -> list[Package]:
@@ -231,19 +198,19 @@ def read_lock(lock: dict[str, Any], mirror_url: str | None, options: dict[str, A
         text += block
         if len(text) > LOCK_BYTES:
             raise CondaError(f"{url}: more than {LOCK_BYTES} bytes, no lock file")
-    check(url, hashlib.sha256(text).hexdigest(), len(text), lock["sha256"], told=download.type)
+    check(url, hashlib.sha256(text).hexdigest(), len(text), lock["sha256"], content_type=download.type)
     return parse(text.decode("utf-8", errors="replace"), url)
 
 
 def fetch(packages: list[Package], folder: str, params: dict[str, Any], progress: Progress) -> None:
-    """Have every package as `<folder>/<md5>/<file>`. Raises DownloadError; what has arrived by then stays."""
+    """Fetch every package to `<folder>/<md5>/<file>`. Raises DownloadError; complete packages stay."""
     options = {"timeout": params["timeout"], "attempts": params["attempts"], "connections": 1}
 
     def one(package: Package) -> None:
         url = address(params["conda_mirror_url"], package.place) if params["conda_mirror_url"] else package.url
         path = os.path.join(folder, package.md5, package.file)
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        save(url, path, package.md5, algorithm="md5", resume=True, came=progress.came, **options)
+        save(url, path, package.md5, algorithm="md5", resume=True, count=progress.count, **options)
 
     pool = concurrent.futures.ThreadPoolExecutor(params["connections"])
     try:
@@ -277,7 +244,7 @@ def link(
     if scripts and params["post_link"] == "refuse":
         names = ", ".join(package.name for package, _script in scripts)
         raise CondaError(
-            f"{prefix}: these packages bring post-link scripts, which runtime_conda_post_link refuses: {names}"
+            f"{prefix}: these packages have post-link scripts, which runtime_conda_post_link refuses: {names}"
         )
     if params["conda_mirror_url"]:
         prefer_mirror(os.path.join(prefix, DATA_ADDRESSES), params["conda_mirror_url"])
@@ -319,14 +286,14 @@ def prefer_mirror(path: str, mirror_url: str) -> None:
 
 
 def complaint(err: str, out: str, code: int) -> str:
-    """What a program complained of, in one line; what `set -x` of a shell prints is none of it."""
+    """A program's complaint in one line, without what `set -x` of a shell prints."""
     lines = [line.strip() for line in (*out.splitlines(), *err.splitlines())]
     lines = [line for line in lines if line and not line.startswith("+")]
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else f"exit code {code}")
 
 
-def arrivals(image: str) -> str:
-    """Folder in which the packages of `image` arrive."""
+def downloads(image: str) -> str:
+    """Folder to which the packages of `image` are downloaded."""
     return os.path.join(os.path.dirname(image), f".packages-{os.path.basename(image)}")
 
 
@@ -340,7 +307,7 @@ def install(
     """Make the folder `image` with an environment per lock, stamped last."""
     params = module.params
     packages = {name: read_lock(lock, params["mirror_url"], options) for name, lock in locks.items()}
-    folder = arrivals(image)
+    folder = downloads(image)
     cache = os.path.join(folder, "unpacked")
     shutil.rmtree(image, ignore_errors=True)
     shutil.rmtree(cache, ignore_errors=True)
@@ -349,9 +316,7 @@ def install(
     progress.begin("conda packages", len(every), "packages")
     fetch(every, folder, params, progress)
     size = sum(os.path.getsize(os.path.join(folder, package.md5, package.file)) for package in every)
-    make_sure_of_space(
-        params["path"], size * params["space_factor"], f"{len(every)} packages of {readable(size)}, unpacked"
-    )
+    ensure_space(params["path"], size * params["space_factor"], f"{len(every)} packages of {readable(size)}, unpacked")
     try:
         for name, some in packages.items():
             progress.begin(f"conda environment {name}")
@@ -375,8 +340,8 @@ def name_of(locks: dict[str, dict[str, Any]]) -> str:
 def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
-    os.umask(0o022)  # other users run what is made here, however careful root is
-    options = options_of(params)
+    os.umask(0o022)  # other users run what is installed here, whatever root's umask is
+    options = download_options(params)
     locks = with_checksums(params, options)
     image = os.path.join(params["path"], name_of(locks))
     wanted = {
@@ -387,22 +352,22 @@ def provide(module: AnsibleModule) -> None:
     }
     due = read_json(os.path.join(image, STAMP)).get("locks") != wanted["locks"]
     changed = due or read_json(params["record"]) != wanted
-    # A cut after the stamp leaves the packages.
-    if (changed or os.path.exists(arrivals(image))) and not module.check_mode:
-        telling = os.path.join(params["path"], PROGRESS)
+    # An interruption after the stamp leaves the packages.
+    if (changed or os.path.exists(downloads(image))) and not module.check_mode:
+        report = progress_file(params["path"])
         if due:
-            put_off(module, None, telling)  # locks tell no sizes
+            defer(module, None, report)  # lock files hold no sizes
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
-        with alone(params["path"]):
+        with exclusive_lock(params["path"]):
             if due:
-                with Progress(telling) as progress:
+                with Progress(report) as progress:
                     install(module, image, locks, progress, options)
             if changed:
                 write_json(params["record"], wanted)
-            shutil.rmtree(arrivals(image), ignore_errors=True)
-    old = others(params["path"], image) if params["prune"] else []
+            shutil.rmtree(downloads(image), ignore_errors=True)
+    old = other_runtimes(params["path"], image) if params["prune"] else []
     if old and not module.check_mode:
-        with alone(params["path"]):
+        with exclusive_lock(params["path"]):
             for path in old:
                 remove(path)
     module.exit_json(changed=changed or bool(old), image=image, removed=old)
@@ -411,22 +376,15 @@ def provide(module: AnsibleModule) -> None:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
-            "locks": {"type": "dict", "required": True},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "conda_mirror_url": {"type": "str"},
-            "post_link": {"type": "str", "choices": ["run", "refuse"], "default": "run"},
-            "linker": {"type": "path", "required": True},
-            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "connections": {"type": "int", "default": 8},
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "space_factor": {"type": "float", "default": 5.0},
-            "prune": {"type": "bool", "default": False},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "runtime",
+            locks={"type": "dict", "required": True},
+            conda_mirror_url={"type": "str"},
+            post_link={"type": "str", "choices": ["run", "refuse"], "default": "run"},
+            linker={"type": "path", "required": True},
+            connections={"type": "int", "default": 8},
+            space_factor={"type": "float", "default": 5.0},
+        ),
         supports_check_mode=True,
     )
     try:

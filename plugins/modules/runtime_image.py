@@ -13,9 +13,11 @@ version_added: 1.0.0
 description:
   - Pulls the image of a release from a registry, by digest where the release has one, or loads it from an archive on a mirror after its
     SHA-256 has been checked.
-  - The digest of an image that was pulled by tag is remembered; a tag that names another one later is refused.
+  - The digest of an image that was pulled by tag is remembered in O(checksums); a tag that names another one later is refused.
   - Writes the immutable image id to a JSON file. Samples run by that id, so a tag that moves cannot change what runs.
-  - Uses the C(docker) command of the machine; no Python library is needed there.
+  - "O(record) gets C(kind), C(image) (the id), C(reference), C(digest), and C(archive) with C(archive_sha256) if it was loaded."
+  - With O(prune), other images of the repository are removed, and the runtimes of other kinds below O(path).
+  - O(mirror_url) is needed for O(archive). Images are pulled by the C(docker) command of the host.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
@@ -33,56 +35,24 @@ options:
   archive:
     description: File name of an archive on the mirror, as C(docker save) writes it, to load instead of pulling.
     type: str
-  mirror_url:
-    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   registry_mirror:
-    description: Host, with port and path where needed, that is asked in place of the registry in O(reference).
+    description: Host, with port and path if needed, to use in place of the registry in O(reference).
     type: str
-  path:
-    description: Folder of runtimes of other kinds, for O(prune).
-    type: path
-    default: /opt/pcgr-runtime
-  record:
-    description: JSON file that gets C(kind), C(image) (the id), C(reference), C(digest), and C(archive) with C(archive_sha256) when loaded.
-    type: path
-    default: /etc/pcgr/runtime.json
-  checksums:
-    description: File in which the digests are kept that tags had the first time.
-    type: path
-    default: /var/lib/pcgr/checksums.json
   scratch:
-    description: Folder with room for the archive while it is being loaded.
+    description: Folder with space for the archive while it is loaded.
     type: path
     default: /var/tmp
-  timeout:
-    description: Seconds of silence after which a connection to the mirror counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without progress before giving up, for pulls and downloads.
-    type: int
-    default: 6
   space_factor:
     description:
-      - Free space asked for in docker's folder of images, as a multiple of the compressed layers or of the archive; 0 not to ask.
-      - Not asked either where the registry does not tell the layers' sizes without an account.
+      - Free space required in docker's folder of images, as a multiple of the compressed layers or of the archive; V(0) disables the check.
+      - There is no check either if the registry does not report the layers' sizes without an account.
     type: float
     default: 3
-  prune:
-    description: Remove other images of the repository, and runtimes of other kinds below O(path).
-    type: bool
-    default: false
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.checksums
+  - umccr.pcgr.transfer.runtime
 """
 
 EXAMPLES = r"""
@@ -109,9 +79,9 @@ removed:
   elements: str
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 import json
@@ -123,25 +93,27 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     BusyError,
-    alone,
-    compare_with_first,
-    others,
+    exclusive_lock,
+    other_runtimes,
     read_json,
     remove,
     write_json,
+)
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    resolve_checksums,
+    trust_on_first_use,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
-    make_sure_of_space,
-    mirror_checksums,
-    options_of,
+    ensure_space,
     save,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.registry import Registry
 
 DOCKER_HUB = "registry-1.docker.io"
@@ -154,7 +126,7 @@ PERMANENT = ("manifest unknown", "not found", "denied", "unauthorized")
 
 
 class ImageError(Exception):
-    """The image cannot be had; the text is one line."""
+    """The image cannot be installed; the text is one line."""
 
 
 class Docker:
@@ -198,7 +170,7 @@ class Docker:
         return root if os.path.isdir(root) and "io.containerd" not in str(about.get("DriverStatus")) else None
 
     def pull(self, name: str, attempts: int, progress: Progress) -> None:
-        """Pull `name`; layers that arrived are kept between attempts, so trying again resumes."""
+        """Pull `name`; complete layers are kept between attempts, so that a new attempt resumes."""
         for attempt in range(1, attempts):
             try:
                 self._pull(name, progress)
@@ -273,26 +245,26 @@ def layers_bytes(params: dict[str, Any]) -> int | None:
 
 
 def begin(module: AnsibleModule, docker: Docker, size: int | None, what: str, archive: int = 0) -> Progress:
-    """Make sure that there is room for `what`, of `size` bytes while it travels; the progress of bringing it.
+    """Make sure that there is room for `what`, of `size` bytes while it is transferred; return its progress.
 
-    `archive` is the size of a file that lies in the scratch folder meanwhile. Raises DownloadError, or ends the module to put it off.
+    `archive` is the size of a file that lies in the scratch folder meanwhile. Raises DownloadError, or ends the module to defer it.
     """
     params = module.params
     root = docker.data_root() if size else None
     if root and size:
         factor = 1 if archive and what.endswith(".tar") else params["space_factor"]  # docker save does not compress
         shared = archive and os.stat(root).st_dev == os.stat(params["scratch"]).st_dev
-        make_sure_of_space(root, size * factor + (archive if shared else 0), what)
-    telling = os.path.join(os.path.dirname(params["checksums"]), PROGRESS)
-    put_off(module, size, telling)
-    return Progress(telling)
+        ensure_space(root, size * factor + (archive if shared else 0), what)
+    report = progress_file(os.path.dirname(params["checksums"]))
+    defer(module, size, report)
+    return Progress(report)
 
 
 def load(module: AnsibleModule, docker: Docker, sha256: str | None) -> str:
     """Download the archive, check it, load it; return its SHA-256. The archive does not stay."""
     params = module.params
     url = address(params["mirror_url"], params["archive"])
-    options = options_of(params)
+    options = download_options(params)
     size = Download(url, **options).size
     with (
         begin(module, docker, size, url, size or 0) as progress,
@@ -300,7 +272,7 @@ def load(module: AnsibleModule, docker: Docker, sha256: str | None) -> str:
     ):
         path = os.path.join(folder, "image.tar")
         progress.begin(params["archive"], size)
-        found: str = save(url, path, sha256, came=progress.came, **options)
+        found: str = save(url, path, sha256, count=progress.count, **options)
         progress.begin(f"docker load of {params['archive']}")
         answer = docker.run("load", "--input", path)
     if f"Loaded image: {params['reference']}" not in answer.splitlines():
@@ -315,12 +287,12 @@ def provide(module: AnsibleModule) -> None:
     params = module.params
     docker = Docker(module)
     if not docker.program and not module.check_mode:
-        raise ImageError("the docker command is not on this machine; the role umccr.pcgr.docker installs it")
+        raise ImageError("the docker command is not on this host; the role umccr.pcgr.docker installs it")
     before = read_json(params["record"])
     wanted = {"kind": "docker", "reference": params["reference"]}
     wanted |= from_archive(module, docker, before) if params["archive"] else from_registry(module, docker, before)
-    brought = wanted.pop("brought")
-    changed = brought or before != wanted
+    fetched = wanted.pop("fetched")
+    changed = fetched or before != wanted
     if changed and not module.check_mode:
         write_json(params["record"], wanted)
     removed = prune(module, docker, wanted["image"]) if params["prune"] else []
@@ -332,19 +304,19 @@ def prune(module: AnsibleModule, docker: Docker, image: str) -> list[str]:
     reference, path = module.params["reference"], module.params["path"]
     repositories = {repository_of(reference), repository_of(mirrored(reference, module.params["registry_mirror"]))}
     ids = sorted({one for repository in repositories for one in docker.image_ids(repository)} - {image})
-    files: list[str] = others(path, None)
+    files: list[str] = other_runtimes(path, None)
     if not module.check_mode:
         for one in ids:
             docker.run("image", "rm", one)
         if files:
-            with alone(path):
+            with exclusive_lock(path):
                 for file in files:
                     remove(file)
     return ids + files
 
 
 def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
-    """Have the image from its registry; `image`, its `digest` there, and whether it was `brought`."""
+    """Have the image from its registry; `image`, its `digest` there, and whether it was `fetched`."""
     params = module.params
     reference = mirrored(params["reference"], params["registry_mirror"])
     name = pinned(reference, params["digest"])
@@ -353,10 +325,10 @@ def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any])
         # What a tag names may have changed, here too; samples go on with what it named first.
         image = docker.image_id(before.get("image") or "-")
     image = image or docker.image_id(name)
-    brought = image is None
-    if brought and module.check_mode:
-        return {"image": "", "digest": params["digest"], "brought": True}
-    if brought:
+    fetched = image is None
+    if fetched and module.check_mode:
+        return {"image": "", "digest": params["digest"], "fetched": True}
+    if fetched:
         with begin(module, docker, layers_bytes(params), name) as progress:
             progress.begin(name, unit="layers")
             docker.pull(name, params["attempts"], progress)
@@ -364,18 +336,18 @@ def from_registry(module: AnsibleModule, docker: Docker, before: dict[str, Any])
     digests = docker.digests(str(image), repository_of(reference))
     if params["digest"]:
         if params["digest"] not in digests:
-            raise ImageError(f"{name}: docker brought the digest {' '.join(digests) or 'of another repository'}")
-        return {"image": image, "digest": params["digest"], "brought": brought}
+            raise ImageError(f"{name}: docker fetched the digest {' '.join(digests) or 'of another repository'}")
+        return {"image": image, "digest": params["digest"], "fetched": fetched}
     digest = before.get("digest") if before.get("digest") in digests else next(iter(digests), None)
     if digest:
-        compare_with_first(
+        trust_on_first_use(
             params["checksums"], params["reference"], digest.partition(":")[2], remember=not module.check_mode
         )
-    return {"image": image, "digest": digest, "brought": brought}
+    return {"image": image, "digest": digest, "fetched": fetched}
 
 
 def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) -> dict[str, Any]:
-    """Have the image from the mirror's archive; `image`, the archive and its checksum, and whether it was `brought`."""
+    """Ensure the image from the mirror's archive; `image`, the archive and its checksum, and whether it was `fetched`."""
     params = module.params
     archive = params["archive"]
     if not params["mirror_url"]:
@@ -385,12 +357,12 @@ def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) 
     sha256, unknown = checksum(params)
     image = docker.image_id(before["image"]) if before.get("image") else None
     same = before.get("archive") == archive and sha256 in (None, before.get("archive_sha256"))
-    brought = not (image and same)
+    fetched = not (image and same)
     if unknown:
-        if brought and not module.check_mode:
+        if fetched and not module.check_mode:
             raise ImageError(unknown)
         module.warn(f"the image's checksum could not be compared: {unknown}")
-    if not brought:
+    if not fetched:
         sha256 = before.get("archive_sha256")
     elif not module.check_mode:
         sha256 = load(module, docker, sha256)
@@ -400,49 +372,41 @@ def from_archive(module: AnsibleModule, docker: Docker, before: dict[str, Any]) 
         "digest": params["digest"],
         "archive": archive,
         "archive_sha256": sha256,
-        "brought": brought,
+        "fetched": fetched,
     }
 
 
 def known(docker: Docker, name: str) -> str:
-    """Id of an image that was just brought; raises ImageError when docker does not have it."""
+    """Id of an image that was just fetched; raises ImageError when docker does not have it."""
     image = docker.image_id(name)
     if not image:
-        raise ImageError(f"{name}: docker does not know the image after it was brought")
+        raise ImageError(f"{name}: docker does not know the image after it was fetched")
     return image
 
 
 def checksum(params: dict[str, Any]) -> tuple[str | None, str | None]:
     """The archive's checksum on the mirror, and why it is not known when it is not."""
+    wanted = {params["archive"]: None}
     try:
-        sums = mirror_checksums(params["mirror_url"], **options_of(params))
+        sums = resolve_checksums(wanted, params["mirror_url"], required=True, **download_options(params))
     except DownloadError as error:
         return None, str(error)
-    if params["archive"] not in sums:
-        return None, f"{address(params['mirror_url'], 'SHA256SUMS')}: no line for {params['archive']}"
     return sums[params["archive"]], None
 
 
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "reference": {"type": "str", "required": True},
-            "digest": {"type": "str"},
-            "archive": {"type": "str"},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "registry_mirror": {"type": "str"},
-            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
-            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
-            "scratch": {"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "space_factor": {"type": "float", "default": 3.0},
-            "prune": {"type": "bool", "default": False},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "checksums",
+            "runtime",
+            reference={"type": "str", "required": True},
+            digest={"type": "str"},
+            archive={"type": "str"},
+            registry_mirror={"type": "str"},
+            scratch={"type": "path", "default": "/var/tmp"},  # noqa: S108  (the folder inside it is private)
+            space_factor={"type": "float", "default": 3.0},
+        ),
         supports_check_mode=True,
     )
     try:

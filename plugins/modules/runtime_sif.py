@@ -11,13 +11,13 @@ module: runtime_sif
 short_description: Install PCGR's Apptainer image
 version_added: 1.0.0
 description:
-  - Fetches an Apptainer image (SIF) from a registry (C(oras://)) or from a mirror, by several connections at once and resumed after breaks and cuts.
+  - Downloads an Apptainer image (SIF) from a registry (C(oras://)) or from a mirror, by several connections at once. A later run resumes the download.
     The C(apptainer) program is not needed for that.
-  - From a registry, the manifest names the image's SHA-256. That of the first time is remembered; a tag that names another one later is refused.
+  - From a registry, the manifest names the image's SHA-256. The first one is remembered in O(checksums); a tag that names another one later is refused.
     From a mirror, C(SHA256SUMS) names it.
+  - "O(record) gets C(kind), C(image) (the file), C(sha256) and C(reference). With O(prune), other runtimes below O(path) are removed."
+  - O(mirror_url) is needed for O(archive).
   - The file's name comes from its SHA-256, and the record is replaced last, by a rename, so that the old image is in use or the new one.
-requirements:
-  - python3-requests (for http and https)
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
   check_mode: {support: full}
@@ -25,59 +25,24 @@ attributes:
   idempotent: {support: full}
   platform: {support: full, platforms: linux}
 options:
-  path:
-    description: Folder below which runtimes are kept.
-    type: path
-    default: /opt/pcgr-runtime
   reference:
     description: Image reference C(oras://<registry>/<repository>:<tag>).
     type: str
   archive:
     description: File name of the image on the mirror, to take in place of O(reference).
     type: str
-  mirror_url:
-    description: Folder with the archive and C(SHA256SUMS), as C(http://), C(https://), C(file://) or C(s3://). Needed for O(archive).
-    type: str
-  signed:
-    description: Signed addresses of the files of an C(s3://) mirror, as P(umccr.pcgr.s3_presigned_urls#lookup) makes them.
-    type: dict
-    default: {}
   sha256:
     description: The image must have this checksum.
     type: str
   registry_mirror:
     description: Host, with port and path where needed, that is asked in place of the registry in O(reference); C(http://) before it for a registry without TLS.
     type: str
-  record:
-    description: JSON file that gets C(kind), C(image) (the file), C(sha256) and C(reference).
-    type: path
-    default: /etc/pcgr/runtime.json
-  checksums:
-    description: File in which the checksums are kept that tags had the first time.
-    type: path
-    default: /var/lib/pcgr/checksums.json
-  connections:
-    description: Connections by which the image is fetched at once.
-    type: int
-    default: 6
-  timeout:
-    description: Seconds of silence after which a connection counts as broken.
-    type: int
-    default: 60
-  attempts:
-    description: Attempts without progress before giving up.
-    type: int
-    default: 6
-  prune:
-    description: Remove other runtimes below O(path).
-    type: bool
-    default: false
-  defer:
-    description: Where 1 GB or more is to come, or nobody can tell how much, bring nothing and answer with RV(deferred). The action plugin sets it.
-    type: bool
-    default: false
 extends_documentation_fragment:
   - umccr.pcgr.attributes
+  - umccr.pcgr.transfer
+  - umccr.pcgr.transfer.connections
+  - umccr.pcgr.transfer.checksums
+  - umccr.pcgr.transfer.runtime
 """
 
 EXAMPLES = r"""
@@ -102,9 +67,9 @@ removed:
   elements: str
   returned: always
 deferred:
-  description: Nothing was brought because of O(defer); the file in which the progress is told once it is.
+  description: File that will hold the progress of the transfer; nothing was fetched because of O(defer).
   type: str
-  returned: when O(defer) and much is to come
+  returned: when O(defer) is set and 1 GB or more is to be fetched
 """
 
 import json
@@ -113,25 +78,28 @@ import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.umccr.pcgr.plugins.module_utils._progress import PROGRESS, Progress, put_off
+from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress, defer, progress_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._state import (
     BusyError,
-    alone,
-    compare_with_first,
-    others,
+    exclusive_lock,
+    other_runtimes,
     read_json,
     remove,
     write_json,
 )
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import sync
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.checksums import (
+    NoChecksumError,
+    resolve_checksums,
+    trust_on_first_use,
+)
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     Download,
     DownloadError,
     address,
-    mirror_checksums,
-    options_of,
     save,
 )
+from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.options import download_options, transfer_spec
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.registry import Registry
 
 LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
@@ -140,7 +108,7 @@ SIF_MAGIC_AT = 32
 
 
 class SifError(Exception):
-    """The image cannot be had; the text is one line."""
+    """The image cannot be installed; the text is one line."""
 
 
 def registry_of(reference: str, mirror: str | None, timeout: float) -> Registry:
@@ -179,31 +147,30 @@ def expected(
         if not params["mirror_url"]:
             raise SifError(f"the image comes from the archive {name}: set pcgr_mirror_url to a folder that has it")
         try:
-            sums = mirror_checksums(params["mirror_url"], **options)
+            sums = resolve_checksums({name: None}, params["mirror_url"], required=not params["sha256"], **options)
+        except NoChecksumError:
+            raise
         except DownloadError as error:
             if not stays:
                 raise
             module.warn(f"the image's checksum could not be compared: {error}")
             return recorded, "", None
-        sha256 = params["sha256"] or sums.get(name)
-        if not sha256:
-            raise SifError(f"{address(params['mirror_url'], 'SHA256SUMS')}: no line for {name}")
-        return sha256, address(params["mirror_url"], name), None
+        return params["sha256"] or str(sums[name]), address(params["mirror_url"], name), None
     if stays:
         return recorded, "", None
     registry = registry_of(name, params["registry_mirror"], params["timeout"])
     sha256 = params["sha256"]
     if not sha256:
         sha256 = sha256_of(registry, options)
-        compare_with_first(params["checksums"], name, sha256, remember=not module.check_mode)
+        trust_on_first_use(params["checksums"], name, sha256, remember=not module.check_mode)
     return sha256, registry.url("blobs", f"sha256:{sha256}"), registry
 
 
-def bring(path: str, url: str, sha256: str, progress: Progress, options: dict[str, Any]) -> None:
-    """Have the image at `path`; raises SifError and DownloadError. What a cut leaves is where the next run goes on."""
+def fetch(path: str, url: str, sha256: str, progress: Progress, options: dict[str, Any]) -> None:
+    """Fetch the image to `path`; raises SifError and DownloadError. The next run continues what an interruption leaves."""
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
     progress.done = os.path.getsize(part) if os.path.exists(part) else 0
-    save(url, part, sha256, resume=True, came=progress.came, **options)
+    save(url, part, sha256, resume=True, count=progress.count, **options)
     with open(part, "rb") as file:
         head = file.read(SIF_MAGIC_AT + len(SIF_MAGIC))
     if head[SIF_MAGIC_AT:] != SIF_MAGIC:
@@ -216,9 +183,9 @@ def bring(path: str, url: str, sha256: str, progress: Progress, options: dict[st
 def provide(module: AnsibleModule) -> None:
     """Do the module's work and leave through `exit_json`."""
     params = module.params
-    os.umask(0o022)  # other users run what is brought here, however careful root is
+    os.umask(0o022)  # other users run what is installed here, whatever root's umask is
     before = read_json(params["record"])
-    options = options_of(params)
+    options = download_options(params)
     sha256, url, registry = expected(module, before, options)
     image = os.path.join(params["path"], f"{sha256[:16]}.sif")
     wanted = {
@@ -229,20 +196,20 @@ def provide(module: AnsibleModule) -> None:
     }
     due = not os.path.exists(image)
     changed = due or before != wanted
-    old = others(params["path"], image) if params["prune"] else []
+    old = other_runtimes(params["path"], image) if params["prune"] else []
     if (changed or old) and not module.check_mode:
-        telling = os.path.join(params["path"], PROGRESS)
+        report = progress_file(params["path"])
         size = None
         if due:
             options |= {"connections": params["connections"], **({"headers": registry.headers} if registry else {})}
             size = Download(url, **options).size
-            put_off(module, size, telling)
+            defer(module, size, report)
         os.makedirs(params["path"], mode=0o755, exist_ok=True)
-        with alone(params["path"]):
+        with exclusive_lock(params["path"]):
             if due:
-                with Progress(telling) as progress:
+                with Progress(report) as progress:
                     progress.begin(f"Apptainer image {wanted['reference']}", size)
-                    bring(image, url, sha256, progress, options)
+                    fetch(image, url, sha256, progress, options)
             if changed:
                 write_json(params["record"], wanted)
             for path in old:
@@ -253,22 +220,15 @@ def provide(module: AnsibleModule) -> None:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "default": "/opt/pcgr-runtime"},
-            "reference": {"type": "str"},
-            "archive": {"type": "str"},
-            "mirror_url": {"type": "str"},
-            "signed": {"type": "dict", "default": {}, "no_log": True},
-            "sha256": {"type": "str"},
-            "registry_mirror": {"type": "str"},
-            "record": {"type": "path", "default": "/etc/pcgr/runtime.json"},
-            "checksums": {"type": "path", "default": "/var/lib/pcgr/checksums.json"},
-            "connections": {"type": "int", "default": 6},
-            "timeout": {"type": "int", "default": 60},
-            "attempts": {"type": "int", "default": 6},
-            "prune": {"type": "bool", "default": False},
-            "defer": {"type": "bool", "default": False},
-        },
+        argument_spec=transfer_spec(
+            "connections",
+            "checksums",
+            "runtime",
+            reference={"type": "str"},
+            archive={"type": "str"},
+            sha256={"type": "str"},
+            registry_mirror={"type": "str"},
+        ),
         supports_check_mode=True,
     )
     try:

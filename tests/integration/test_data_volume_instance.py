@@ -107,7 +107,7 @@ def test_an_export_is_only_mounted(region: Region) -> None:
     harness.write_inventory(inventory, running(region)["PublicIpAddress"], port, region.key)
     export = {"base_data_source": "127.0.0.1:/mnt/pcgr", "base_data_readonly": True, "pcgr_root": "/srv/pcgr"}
     _unused, said = play(region, "site.yml", "-i", str(inventory), **export)
-    assert "changed: [" not in said.partition("Bring the reference data")[2].partition("TASK [")[0]
+    assert "changed: [" not in said.partition("Ensure the reference data are installed")[2].partition("TASK [")[0]
     assert play(region, "site.yml", "-i", str(inventory), **export)[0] == 0
     found = mounts(region, "/srv/pcgr")
     assert set(found) == {f"/srv/pcgr/{name}" for name in (".volume", "bundles", "vep")}
@@ -125,7 +125,9 @@ def test_a_snapshot_serves_the_next_machine(region: Region) -> None:
     ec2.terminate_instances(InstanceIds=[first])
     ec2.get_waiter("instance_terminated").wait(InstanceIds=[first])
     _unused, said = play(region, "aws.yml", aws_data_snapshot=snapshot)
-    brought = said.partition("umccr.pcgr.databundle : Bring the reference data")[2].partition("TASK [")[0]
+    brought = said.partition("umccr.pcgr.databundle : Ensure the reference data are installed")[2].partition("TASK [")[
+        0
+    ]
     assert "ok: [" in brought
     assert "changed: [" not in brought
     reboot(region)

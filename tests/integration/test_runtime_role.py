@@ -117,7 +117,7 @@ def test_apptainer(tmp_path: Path) -> None:
         "runtime_mirror_url": f"file://{tmp_path}/mirror",
     }
     output, record = converge(tmp_path, **variables)
-    assert "the command apptainer is not on this machine" in output
+    assert "the command apptainer is not on this host" in output
     assert record == ""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/apptainer").write_text("#!/bin/sh\nexit 1\n")

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import read_json
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import STAMP, read_json
 
-STAMP = ".umccr.pcgr.json"
 STAGING = ".databundle-"
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2  # linux/fs.h
@@ -25,12 +24,12 @@ ENSEMBL = {"grch37": "GRCh37", "grch38": "GRCh38"}
 
 
 class DatabundleError(Exception):
-    """The data cannot be brought; the text is one line."""
+    """The data cannot be installed; the text is one line."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder to have: `member` is its path in the archive, `home` (below root) the folder the archive unpacks into."""
+    """One folder of reference data: `member` is its path in the archive, `home` (below root) the folder the archive unpacks into."""
 
     label: str
     home: str
@@ -121,7 +120,7 @@ def verify(item: Part, base: str) -> str | None:
 def is_current(item: Part, root: str) -> bool:
     """True when the installed folder was made from the wanted archive and is still there."""
     stamp = read_json(item.stamp(root))
-    # Of a folder that was copied from a seed, no archive's checksum is known.
+    # A folder that was copied from a seed has no archive whose checksum is known.
     same = stamp.get("archive") == item.archive
     if item.sha256 and not stamp.get("seed"):
         same = stamp.get("sha256") == item.sha256.lower()
@@ -174,16 +173,16 @@ def _wrong_mode(path: str, mode: int, loose: int) -> Iterator[tuple[str, int, in
         yield path, found, right
 
 
-def mend_modes(item: Part, root: str, warn: Callable[[str], None]) -> int:
-    """Put the wrong modes of an installed part right; return how many were mended.
+def correct_modes(item: Part, root: str, warn: Callable[[str], None]) -> int:
+    """Correct the wrong modes of an installed part; return how many there were.
 
     What cannot be changed and others can read is given to `warn`; raises DatabundleError when they cannot read it.
     """
-    mended, stuck = 0, []
+    corrected, stuck = 0, []
     for path, found, right in wrong_modes(item, root):
         try:
             os.chmod(path, right)
-            mended += 1
+            corrected += 1
         except OSError as error:
             text = f"{path}: mode: found {found:04o}, allowed {right:04o}, which cannot be set: {error.strerror}"
             if right & ~found:
@@ -191,11 +190,11 @@ def mend_modes(item: Part, root: str, warn: Callable[[str], None]) -> int:
             stuck.append(text)
     if stuck:
         warn(stuck[0] if len(stuck) == 1 else f"{stuck[0]}; so are {len(stuck) - 1} more")
-    return mended
+    return corrected
 
 
 def compare(found: dict[str, int], count: dict[str, int], source: str) -> None:
-    """Raise DatabundleError when on the disk are not as many files and bytes as came from the source."""
+    """Raise DatabundleError if the disk does not hold as many files and bytes as the source delivered."""
     if found != count:
         raise DatabundleError(f"{source}: unpacked {count}, but on the disk are {found}; nothing was put in place")
 

@@ -1,7 +1,7 @@
 # Copyright: University of Melbourne Centre for Cancer Research and contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reference data that is on the machine already, unpacked by someone else: taken over instead of downloaded."""
+"""Adopt reference data that someone has unpacked on the host already, instead of downloading it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 
 from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress
 from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
-    STAMP,
     DatabundleError,
     Part,
     compare,
@@ -19,7 +18,7 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._refdata.parts import (
     staging_of,
     verify,
 )
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_json
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import STAMP, write_json
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.archive import safe_name, sync
 
 
@@ -38,7 +37,7 @@ def find_seed(item: Part, seed: str) -> tuple[str | None, str | None]:
 
 
 def adopt(item: Part, root: str, folder: str, progress: Progress) -> None:
-    """Have the part from `folder`: copied, or only stamped where it lies at its final place. Raises DatabundleError."""
+    """Install the part from `folder`: copied, or only stamped if it is at its final place. Raises DatabundleError."""
     progress.begin(f"{item.label} from {folder}")
     size = measure(folder)
     stamp = {"part": item.label, "archive": item.archive, "sha256": None, "source": folder, "seed": True, **size}
@@ -59,7 +58,7 @@ def adopt(item: Part, root: str, folder: str, progress: Progress) -> None:
         about = os.stat(source)
         os.chmod(target, 0o755 if about.st_mode & 0o100 else 0o644)
         os.utime(target, ns=(about.st_mtime_ns, about.st_mtime_ns))
-        progress.came(about.st_size)
+        progress.count(about.st_size)
 
     try:
         shutil.copytree(folder, new, symlinks=True, copy_function=copy, ignore=shutil.ignore_patterns(STAMP))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from typing import Any
+
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_file
 
 from .api import DAYS_KEPT, Account, Progress, price_history
 from .history import HOUR, History, from_records
@@ -78,18 +79,7 @@ def merge(old: History | None, fetched: list[dict[str, Any]]) -> list[dict[str, 
 
 def _write(path: str, content: dict[str, Any]) -> None:
     """Replace the file in one step, so that it is whole whatever happens."""
-    folder = os.path.dirname(os.path.abspath(path))
     try:
-        handle, fresh = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
+        write_file(os.path.abspath(path), json.dumps(content).encode())
     except OSError as error:
         raise SpotError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(fresh, 0o644)
-        os.replace(fresh, path)
-    except BaseException:
-        os.unlink(fresh)
-        raise

@@ -1,7 +1,7 @@
 # Copyright: University of Melbourne Centre for Cancer Research and contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Unpack a gzipped tar file while it arrives, so that a cut at any moment, of the process or the machine, costs little."""
+"""Unpack a gzipped tar file during its transfer, so that an interruption of the process or the host costs little at any moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ansible_collections.umccr.pcgr.plugins.module_utils._progress import Progress
-from ansible_collections.umccr.pcgr.plugins.module_utils._state import replace
+from ansible_collections.umccr.pcgr.plugins.module_utils._state import write_file
 from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.download import (
     BLOCK,
     Download,
@@ -41,14 +41,14 @@ from ansible_collections.umccr.pcgr.plugins.module_utils._transfer.tar_reader im
 
 LATEST, SYNCED = (".checkpoint-0", ".checkpoint-1"), ".checkpoint-on-disk"
 HEAD = struct.Struct("<II")  # of a checkpoint: CRC-32 and length of what follows
-CHECKPOINTS = 500  # in an archive: a cut costs at most 0.2 % of it, and what was read ahead
+CHECKPOINTS = 500  # in an archive: an interruption costs at most 0.2 % of it, and what was read ahead
 LEAST_BETWEEN = 2 << 20  # compressed bytes; a checkpoint is 0.1 MB
 FORMAT = 2  # of checkpoints; the first lacked the tar reader's state, and what was behind it was read less strictly
-PROGRESS = ".databundle.progress"
-SYNC_SECONDS = 1.0  # between checkpoints that outlive a cut of the machine; few data are left to wait for at the end
+# Between checkpoints that survive an interruption of the host; so little is left to wait for at the end.
+SYNC_SECONDS = 1.0
 OTHERS = 8  # folders named when an archive does not hold what is wanted
 SLOTS = 3  # blocks of 1 MiB that are ready to be written
-SLOT_BYTES = BLOCK + Gunzip.STATE_BYTES + Sha256.STATE_BYTES  # what came, and the states behind it
+SLOT_BYTES = BLOCK + Gunzip.STATE_BYTES + Sha256.STATE_BYTES  # decompressed bytes, and the states behind them
 FORK = multiprocessing.get_context("fork")  # the other ways cannot find a module that Ansible has packed
 
 
@@ -83,15 +83,15 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
         sha256.update(block[first:last])
         hashed = end
 
-    def arriving() -> Iterator[memoryview]:
+    def incoming() -> Iterator[memoryview]:
         nonlocal begin, block
-        for come in download.blocks(start):
-            begin, block = begin + len(block), come
-            yield come
+        for received in download.blocks(start):
+            begin, block = begin + len(block), received
+            yield received
             hash_to(begin + len(block))
 
     try:
-        stream = Gunzip(arriving(), point.get("inflate"), start)
+        stream = Gunzip(incoming(), point.get("inflate"), start)
         with memoryview(slots) as view:
             for number in itertools.count():
                 if number >= SLOTS:
@@ -107,12 +107,12 @@ def fetch(download: Download, point: dict[str, Any], slots: mmap.mmap, pipe: Con
         pipe.send(sha256.hexdigest())
     except (DownloadError, GzipError) as error:
         pipe.send(error)
-    except (EOFError, ConnectionError):  # nobody wants it any more
+    except (EOFError, ConnectionError):  # the reader has ended
         pass
 
 
-class Arrival:
-    """What an archive holds, decompressed and hashed while it arrives; it can only be read forwards.
+class Transfer:
+    """The content of an archive, decompressed and hashed during its transfer; it can only be read forwards.
 
     `point` is a checkpoint made of `state()` earlier, perhaps by a process that is no more. `position` counts the bytes given out,
     `consumed` those of the archive that are behind them; `between` is called whenever `state()` can be asked. Raises DownloadError
@@ -170,15 +170,15 @@ class Arrival:
             with suppress(ConnectionError):  # it has sent everything and is gone
                 self._pipe.send_bytes(b"")
         try:
-            told = self._pipe.recv()
+            message = self._pipe.recv()
         except (EOFError, ConnectionError):
             raise Interrupted(f"{self.download.url}: the process that fetches it was ended") from None
-        if isinstance(told, Exception):
-            raise told
-        if isinstance(told, str):
-            self.sha256 = told
+        if isinstance(message, Exception):
+            raise message
+        if isinstance(message, str):
+            self.sha256 = message
             return False
-        length, self.consumed = told
+        length, self.consumed = message
         place = self._number % SLOTS * SLOT_BYTES
         end = place + length
         self._block = self._view[place:end]
@@ -206,11 +206,11 @@ class Arrival:
 
 
 class Checkpoints:
-    """Where the unpacking of an archive into `folder` can go on after a cut.
+    """Checkpoints from which the unpacking of an archive into `folder` resumes after an interruption.
 
-    Of the process: two files by turns, so that one is whole, written over in place; a new file renamed over the old one would be
-    sent to the disk each time. Of the machine: one more, written less often and only after all data has reached the disk. Which of
-    them count is told by the system's boot id.
+    If the process is interrupted: two files, overwritten in turn so that one of them is whole; a new file renamed over an old one
+    would be sent to the disk each time. If the host is interrupted: one more file, written less often and only after all data has
+    reached the disk. The system's boot id decides which of them count.
     """
 
     def __init__(self, folder: str, download: Download) -> None:
@@ -246,7 +246,7 @@ class Checkpoints:
         return point | split_states(states)
 
     def write(self, point: dict[str, Any]) -> None:
-        """Keep a checkpoint; from time to time have it follow the data to the disk, beside the work."""
+        """Keep a checkpoint; from time to time let it follow the data to the disk in a thread."""
         about = {key: value for key, value in point.items() if not isinstance(value, bytes)}
         text = json.dumps({"identity": self.identity, "boot": self.boot, **about}).encode()
         record = b"\n".join((text, point["inflate"] + point["sha256"]))
@@ -268,7 +268,7 @@ class Checkpoints:
 
     def _sync(self, record: bytes) -> None:
         sync(self.folder)
-        replace(os.path.join(self.folder, SYNCED), record)
+        write_file(os.path.join(self.folder, SYNCED), record, durable=False)  # synced just below
         sync(self.folder)
 
 
@@ -294,20 +294,20 @@ class Unpacker:
     """Writes the members below the `wanted` paths into the folder of `checkpoints`; `count` counts files and bytes."""
 
     def __init__(
-        self, arrival: Arrival, label: str, wanted: list[str], checkpoints: Checkpoints, progress: Progress
+        self, transfer: Transfer, label: str, wanted: list[str], checkpoints: Checkpoints, progress: Progress
     ) -> None:
-        self.arrival = arrival
+        self.transfer = transfer
         self.progress = progress
         self.wanted = wanted
         self.checkpoints = checkpoints
         self.folder = checkpoints.folder
         self.count = {"files": 0, "unpacked_bytes": 0}
         self.others: set[str] = set()  # where members lie that are not wanted, two folders deep
-        self.reader = TarReader(arrival, arrival.download.url)
+        self.reader = TarReader(transfer, transfer.download.url)
         self._member: dict[str, Any] | None = None  # the file that is being written
-        self._saved_at = arrival.consumed
-        progress.begin(label, arrival.download.size, done=arrival.consumed)
-        arrival.between = self._save
+        self._saved_at = transfer.consumed
+        progress.begin(label, transfer.download.size, done=transfer.consumed)
+        transfer.between = self._save
 
     def run(self, point: dict[str, Any]) -> None:
         """Unpack all, from the checkpoint `point` on when it is not empty, and read the archive to its end.
@@ -317,7 +317,7 @@ class Unpacker:
         """
         if point:
             self.count = point["count"]
-            self.reader = TarReader(self.arrival, self.reader.label, point["tar"])
+            self.reader = TarReader(self.transfer, self.reader.label, point["tar"])
             if point["member"]:
                 self._write(**point["member"])
         while member := self.reader.member():
@@ -379,12 +379,12 @@ class Unpacker:
         """Write what is left of a file of which `done` bytes are there."""
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
         try:
-            if done:  # ext4 writes a file out at once, when it is closed, that was ever cut to nothing
+            if done:  # ext4 writes a file out at once, when it is closed, that was ever truncated to nothing
                 os.ftruncate(file, done)
                 os.lseek(file, done, os.SEEK_SET)
             while done < size:
                 self._member = {"path": path, "size": size, "done": done, "mode": mode, "changed": changed}
-                part = self.arrival.take(size - done)
+                part = self.transfer.take(size - done)
                 if not part:
                     raise self.reader.cut()
                 done += len(part)
@@ -399,12 +399,12 @@ class Unpacker:
         self.count["unpacked_bytes"] += size
 
     def _save(self) -> None:
-        """Between two blocks of the arrival, all before which is written."""
-        self.progress.came(self.arrival.consumed - self.progress.done)
-        if self.arrival.consumed - self._saved_at < self.checkpoints.interval:
+        """Save a checkpoint between two blocks of the transfer, when everything before is written."""
+        self.progress.count(self.transfer.consumed - self.progress.done)
+        if self.transfer.consumed - self._saved_at < self.checkpoints.interval:
             return
-        if not self._member and self.arrival.position > self.reader.next:
+        if not self._member and self.transfer.position > self.reader.next:
             return  # in the midst of a member's header, of which the first half would be lost
-        self._saved_at = self.arrival.consumed
+        self._saved_at = self.transfer.consumed
         about = {"tar": self.reader.state, "member": self._member, "count": self.count}
-        self.checkpoints.write(self.arrival.state() | about)
+        self.checkpoints.write(self.transfer.state() | about)

@@ -25,11 +25,11 @@ except ImportError:
     requests = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
-# What all connections together read ahead of who reads, as a part of the file: it is lost in a cut.
+# What all connections together read ahead of the reader, as a part of the file: an interruption loses it.
 AHEAD_OF_FILE = 1 / 250
 # A range asked for at once: large enough that a request's delay and its millisecond of work do not count.
 SMALLEST_RANGE, LARGEST_RANGE = 1 << 19, 8 << 20
-# Another connection is opened when whoever reads has spent more than this part of so many seconds waiting.
+# Another connection is opened when the reader has spent more than this part of so many seconds waiting.
 WAITING, LOOK_SECONDS = 0.5, 0.25
 LONGEST_PAUSE = 30  # seconds
 # Answers that may pass by themselves; everything else in 4xx will not.
@@ -41,11 +41,11 @@ GDRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=
 
 
 class DownloadError(Exception):
-    """A file cannot be had or is not what it should be; the text is one line naming the address."""
+    """A file cannot be fetched or is not what it should be; the text is one line naming the address."""
 
 
 class Interrupted(DownloadError):
-    """The connection broke too often; what has come is good."""
+    """The connection broke too often; what was received is good."""
 
 
 class _Retry(Exception):
@@ -56,7 +56,7 @@ class Download:
     """A file at an address: http, https, file, s3 (then `signed` has the https address that was signed for it), or gdrive:ID.
 
     `size` is its length in bytes or None, `tag` what the server calls this version of it (strong ETag or time of change) or
-    None, `type` its Content-Type, `received` the bytes that have come over the network. After a break only what is missing is
+    None, `type` its Content-Type, `received` the bytes that the network delivered. After a break only what is missing is
     asked for, after 1, 2, 4 ... 30 times `pause` seconds; `attempts` counts attempts without a byte of progress. `headers`
     gives what each request is to carry, at the time of the request: credentials may be short-lived. Raises DownloadError.
     """
@@ -104,14 +104,12 @@ class Download:
                 raise DownloadError(f"{url}: {error.strerror}") from error
             self.size, self.tag, self._ranges = about.st_size, f"{about.st_mtime_ns}", True
         elif requests is None:
-            raise DownloadError(
-                f"{url}: Python's requests is not on this machine; install the package python3-requests"
-            )
+            raise DownloadError(f"{url}: Python's requests is not on this host; install the package python3-requests")
         else:
             self._retrying(self._learn, lambda: 0)
 
     def blocks(self, start: int = 0) -> Iterator[memoryview]:
-        """Yield what comes from byte `start` on, in order, as writable buffers of at most 1 MiB, each good until the next."""
+        """Yield the content from byte `start` on, in order, as writable buffers of at most 1 MiB, each good until the next."""
         try:
             if self._path is not None:
                 source = self._read_file(start)
@@ -139,10 +137,10 @@ class Download:
     # ---- ranges, by as many connections as it takes
 
     def _read_ranges(self, start: int) -> Iterator[memoryview]:
-        """One connection, read in this thread, as long as whoever reads is kept busy by it; else others beside it."""
+        """One connection, read in this thread, as long as it keeps the reader busy; otherwise others beside it."""
         size = self.size or 0
         pool = concurrent.futures.ThreadPoolExecutor(self.connections)
-        coming: deque[concurrent.futures.Future[list[memoryview]]] = deque()
+        pending: deque[concurrent.futures.Future[list[memoryview]]] = deque()
         ahead, begin = 0, start  # ranges on their way while one is being used, and where the next begins
         buffer = memoryview(bytearray(BLOCK))
 
@@ -156,17 +154,17 @@ class Download:
             return list(self._range(first, end))
 
         def ask() -> None:
-            while len(coming) < ahead and begin < size:
-                coming.append(pool.submit(whole, *span()))
+            while len(pending) < ahead and begin < size:
+                pending.append(pool.submit(whole, *span()))
 
-        def come(first: concurrent.futures.Future[list[memoryview]]) -> Iterator[memoryview]:
+        def blocks_of(first: concurrent.futures.Future[list[memoryview]]) -> Iterator[memoryview]:
             yield from first.result()
 
         try:
             used, waited, since = 0, 0.0, time.monotonic()
-            while begin < size or coming:
+            while begin < size or pending:
                 ask()
-                blocks = come(coming.popleft()) if coming else self._range(*span(), buffer)
+                blocks = blocks_of(pending.popleft()) if pending else self._range(*span(), buffer)
                 ask()
                 while True:
                     # What the copying takes is no waiting.
@@ -262,8 +260,8 @@ class Download:
             page = self._get(0, None)
             title = re.search(r"<title>([^<]*)", page.raw.read(BLOCK, decode_content=True).decode("utf-8", "replace"))
             page.close()
-            told = f": {title[1].strip()}" if title else ""
-            raise DownloadError(f"{self.url}: Google Drive sends a page instead of the file{told}")
+            reason = f": {title[1].strip()}" if title else ""
+            raise DownloadError(f"{self.url}: Google Drive sends a page instead of the file{reason}")
         self.tag = _tag(answer)
         if answer.status_code == http.HTTPStatus.PARTIAL_CONTENT and _span(answer)[1] is not None:
             self._ranges, self.size = True, _span(answer)[1]
@@ -292,12 +290,12 @@ class Download:
         if code >= http.HTTPStatus.BAD_REQUEST:
             said = answer.raw.read(BLOCK, decode_content=True).decode("utf-8", "replace")
             answer.close()
-            told = f"the server answers {code} {answer.reason}"
+            reason = f"the server answers {code} {answer.reason}"
             if self.url.startswith("s3:") and (why := re.search(r"<Message>([^<]*)", said)):
-                told += f" ({why[1]})"  # such as that the signature has expired
+                reason += f" ({why[1]})"  # such as that the signature has expired
             if code < http.HTTPStatus.INTERNAL_SERVER_ERROR and code not in TRANSIENT:
-                raise DownloadError(f"{self.url}: {told}")
-            raise _Retry(told)
+                raise DownloadError(f"{self.url}: {reason}")
+            raise _Retry(reason)
         return answer
 
     def _get_range(self, begin: int, end: int) -> Any:
@@ -354,7 +352,7 @@ def _tag(answer: Any) -> str | None:
 
 
 def _span(answer: Any) -> tuple[int | None, int | None]:
-    """First byte and whole length that the answer's Content-Range tells, each None when it does not."""
+    """First byte and whole length according to the answer's Content-Range, each None if it does not say."""
     match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", answer.headers.get("Content-Range", ""))
     first, size = match.groups() if match else (None, None)
     return (int(first) if first else None), (int(size) if size else None)
@@ -369,27 +367,9 @@ def _why(error: BaseException) -> str:
         error = inner
 
 
-def options_of(params: dict[str, Any]) -> dict[str, Any]:
-    """Of a module's parameters, those that every `Download` takes."""
-    return {name: params[name] for name in ("timeout", "attempts", "signed")}
-
-
 def address(base: str, name: str) -> str:
     """Address of file `name` in folder `base`."""
     return f"{base.rstrip('/')}/{name}"
-
-
-def mirror_checksums(base: str, **options: Any) -> dict[str, str]:
-    """SHA-256 by file name from `SHA256SUMS` of the mirror at `base`; raises DownloadError."""
-    text = b"".join(map(bytes, Download(address(base, "SHA256SUMS"), **options).blocks())).decode("utf-8", "replace")
-    sums = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S.*)", line)
-        if match:
-            sums[match[2]] = match[1].lower()
-    if not sums:
-        raise DownloadError(f"{address(base, 'SHA256SUMS')}: holds no line as sha256sum writes them")
-    return sums
 
 
 def save(
@@ -399,13 +379,13 @@ def save(
     *,
     algorithm: str = "sha256",
     resume: bool = False,
-    came: Callable[[int], None] = lambda _count: None,
+    count: Callable[[int], None] = lambda _received: None,
     **options: Any,
 ) -> str:
     """Save the file at `url` as `path`, checked against the checksum `expected` when given; return its checksum.
 
-    Nothing is left on failure; with `resume`, what a broken connection or a cut leaves at `path` is where the next call goes
-    on. `came` is called with the number of bytes written each time. Raises DownloadError, also when the disk has less room
+    Nothing is left on failure; with `resume`, the next call continues what a broken connection or an interruption leaves at
+    `path`. `count` is called with the number of bytes written each time. Raises DownloadError, also when the disk has less room
     than the file needs.
     """
     found = hashlib.new(algorithm, usedforsecurity=False)
@@ -417,12 +397,12 @@ def save(
                 if start and found.hexdigest() == expected:
                     return found.hexdigest()
             download = Download(url, **options)
-            make_sure_of_space(os.path.dirname(path), (download.size or 0) - start, url)
+            ensure_space(os.path.dirname(path), (download.size or 0) - start, url)
             for block in download.blocks(start):
                 out.write(block)
                 found.update(block)
-                came(len(block))
-        check(url, found.hexdigest(), download.size, expected, algorithm=algorithm, told=download.type)
+                count(len(block))
+        check(url, found.hexdigest(), download.size, expected, algorithm=algorithm, content_type=download.type)
     except BaseException as error:
         if os.path.exists(path) and not (resume and isinstance(error, Interrupted | KeyboardInterrupt)):
             os.unlink(path)
@@ -430,7 +410,7 @@ def save(
     return found.hexdigest()
 
 
-def make_sure_of_space(folder: str, need: float, what: str) -> None:
+def ensure_space(folder: str, need: float, what: str) -> None:
     """Raise DownloadError when the disk of `folder` has less than the `need` bytes that `what` takes."""
     free = shutil.disk_usage(folder).free
     if free < need:
@@ -453,9 +433,9 @@ def _read_into(found: Any, path: str) -> int:
 
 
 def check(
-    url: str, found: str, size: int | None, expected: str | None, *, algorithm: str = "sha256", told: str = ""
+    url: str, found: str, size: int | None, expected: str | None, *, algorithm: str = "sha256", content_type: str = ""
 ) -> None:
-    """Raise DownloadError when the file's checksum is another than the expected one; `told` is its Content-Type."""
+    """Raise DownloadError when the file's checksum is another than the expected one; `content_type` is what its server called it."""
     if expected and found != expected.lower():
-        about = f"{size} bytes, {told}" if told else f"{size} bytes"
+        about = f"{size} bytes, {content_type}" if content_type else f"{size} bytes"
         raise DownloadError(f"{url}: {algorithm} is {found} ({about}), expected {expected.lower()}")

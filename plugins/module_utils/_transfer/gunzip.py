@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Decompress and hash a gzip stream so that both can go on after the process was killed.
 
-zlib, OpenSSL's hashlib and every wrapper of them keep their state where nobody can save it. ISA-L's inflate state and
+zlib, OpenSSL's hashlib and every wrapper of them keep their state where it cannot be saved. ISA-L's inflate state and
 libcrypto's SHA256_CTX are plain memory without pointers into it, so a copy of that memory is a checkpoint. ISA-L is also the
 quicker decompressor by far. Both are called by ctypes: modules run in a target's own Python, where wheels are not to be had.
 """
@@ -32,7 +32,7 @@ _FAULTS = {
 
 
 class GzipError(Exception):
-    """The stream is cut or damaged, or a library is missing; the text is one line."""
+    """The stream is truncated or damaged, or a library is missing; the text is one line."""
 
 
 class _Large(ctypes.Structure):
@@ -92,7 +92,7 @@ def _library(name: str, package: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(name)
     except OSError:
-        raise GzipError(f"{name} is not on this machine; install the package {package}") from None
+        raise GzipError(f"{name} is not on this host; install the package {package}") from None
 
 
 class Sha256:

@@ -1,7 +1,7 @@
 # Copyright: University of Melbourne Centre for Cancer Research and contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ask a registry of container images without an account."""
+"""Query a registry of container images without an account."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKEN_SECONDS = 60
 
 
 class Registry:
-    """What is asked about `repository` at `base` (host, perhaps with scheme, port and path). Raises DownloadError.
+    """Requests about `repository` at `base` (host, perhaps with scheme, port and path). Raises DownloadError.
 
     `tag` may also be a digest.
     """
@@ -53,7 +53,7 @@ class Registry:
         return f"{self.base}/v2/{self.repository}/{kind}/{name}"
 
     def headers(self) -> dict[str, str]:
-        """What a request is to carry; tokens last minutes, so that a long download needs several."""
+        """Headers of the next request; tokens last minutes, so that a long download needs several."""
         with self._lock:
             if self._challenge is None:
                 self._challenge = self._ask()
@@ -62,18 +62,18 @@ class Registry:
             return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     def _ask(self) -> dict[str, str]:
-        """What the registry wants to be asked with; empty when nothing."""
+        """The registry's challenge for a token; empty if it needs none."""
         url = self.url("manifests", self.tag)
         answer = requests.head(url, headers={"Accept": ", ".join(MANIFESTS)}, timeout=self.timeout)
         if answer.status_code >= 500:
             answer.raise_for_status()  # an OSError, which is tried again
         if answer.status_code != 401:
             return {}
-        told = answer.headers.get("WWW-Authenticate", "")
-        challenge = dict(re.findall(r'(\w+)="([^"]*)"', told))
-        if not told.lower().startswith("bearer ") or "realm" not in challenge:
+        offered = answer.headers.get("WWW-Authenticate", "")
+        challenge = dict(re.findall(r'(\w+)="([^"]*)"', offered))
+        if not offered.lower().startswith("bearer ") or "realm" not in challenge:
             raise DownloadError(
-                f"{url}: the registry wants a login ({told.split(' ')[0] or 'of no kind'}); only public images can be had"
+                f"{url}: the registry wants a login ({offered.split(' ')[0] or 'of no kind'}); only public images can be had"
             )
         return challenge
 

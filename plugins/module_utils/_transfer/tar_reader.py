@@ -1,4 +1,6 @@
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Read the members of a tar file strictly: whatever would be lost or changed in silence is an error.
 
 Python's tarfile takes a damaged header for the end of the archive, stops at the first zero block, skips what it cannot read in

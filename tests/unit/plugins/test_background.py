@@ -98,7 +98,7 @@ def test_progress_is_shown_and_the_answer_is_the_modules(tmp_path: Path, mirror:
     assert shown, first.stdout
     assert all(0 < int(percent) <= 100 and 1 <= int(speed) <= 8 for percent, speed in shown)
     assert (tmp_path / f"root/bundles/{DATE}/data/grch38/big").stat().st_size == SIZE
-    assert not (tmp_path / "root/.databundle.progress").exists()
+    assert not (tmp_path / "root/.umccr.pcgr.progress").exists()
     assert not list((tmp_path / "async").glob("j*"))
 
     second = play(tmp_path, tasks)

@@ -49,7 +49,7 @@ def test_second_run_downloads_nothing_and_changes_nothing(mirror: Mirror, tmp_pa
 
 def test_two_assemblies_in_one_archive_are_downloaded_once(mirror: Mirror, tmp_path: Path) -> None:
     answer = bring(tmp_path, mirror, ("grch37", "grch38"))
-    assert len([part for part in answer["parts"] if part["brought"]]) == 4
+    assert len([part for part in answer["parts"] if part["installed"]]) == 4
     names = [name for name, span in mirror.requests if span != "bytes=0-0"]
     assert sorted(names) == ["SHA256SUMS", "bundle.tgz", "vep.tar.gz"]
     assert bring(tmp_path, mirror, ("grch37", "grch38"))["changed"] is False
@@ -59,7 +59,7 @@ def test_a_second_assembly_later_leaves_the_first_alone(mirror: Mirror, tmp_path
     bring(tmp_path, mirror)
     inode = (tmp_path / f"bundles/{DATE}/data/grch38").stat().st_ino
     answer = bring(tmp_path, mirror, ("grch38", "grch37"))
-    assert [part["brought"] for part in answer["parts"]] == [False, False, True, True]
+    assert [part["installed"] for part in answer["parts"]] == [False, False, True, True]
     assert (tmp_path / f"bundles/{DATE}/data/grch38").stat().st_ino == inode
 
 
@@ -215,7 +215,7 @@ def test_damaged_installation_is_brought_again(mirror: Mirror, tmp_path: Path) -
     bring(tmp_path, mirror)
     (tmp_path / f"bundles/{DATE}/data/grch38/.PCGR_BUNDLE_VERSION").unlink()
     answer = bring(tmp_path, mirror)
-    assert [part["brought"] for part in answer["parts"]] == [True, False]
+    assert [part["installed"] for part in answer["parts"]] == [True, False]
 
 
 def test_check_mode_predicts_and_writes_nothing(mirror: Mirror, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_unknown_assembly(mirror: Mirror, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once(mirror: Mirror, tmp_path: Path) -> None:
-    with load("module_utils._state").alone(str(tmp_path)):
+    with load("module_utils._state").exclusive_lock(str(tmp_path)):
         refused(bring(tmp_path, mirror), tmp_path, str(tmp_path), "another run")
     assert bring(tmp_path, mirror)["changed"] is True
 
@@ -313,7 +313,7 @@ def test_killed_anywhere_and_taken_up_again(
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL
     assert not (root / "bundles").exists()
-    (root / load("module_utils._transfer.archive").PROGRESS).write_text("{}")  # of a run of more than a second
+    (root / load("module_utils._progress").PROGRESS).write_text("{}")  # of a run of more than a second
     mirror.before_answer, mirror.sent = (lambda: None), 0
     module = load("module_utils._transfer.archive")
     if rebooted:

@@ -94,18 +94,18 @@ def test_wrong_modes_are_mended(mirror: Mirror, tmp_path: Path) -> None:
     spoil(root)
     before = modes(root)
     predicted = bring(root, mirror, check=True)
-    assert (predicted["changed"], [part["mended"] for part in predicted["parts"]]) == (True, [8, 6])
+    assert (predicted["changed"], [part["corrected"] for part in predicted["parts"]]) == (True, [8, 6])
     assert modes(root) == before
     mirror.requests.clear()
     answer = bring(root, mirror)
     assert answer["changed"] is True
-    assert [(part["brought"], part["mended"]) for part in answer["parts"]] == [(False, 8), (False, 6)]
+    assert [(part["installed"], part["corrected"]) for part in answer["parts"]] == [(False, 8), (False, 6)]
     assert wrong(root) == {}
     assert {name for name, _unused in mirror.requests} == {"SHA256SUMS"}
     assert (root / FINAL / ".umccr.pcgr.json").read_bytes() == stamp
     for check in (True, False):
         answer = bring(root, mirror, check=check)
-        assert (answer["changed"], {part["mended"] for part in answer["parts"]}) == (False, {0})
+        assert (answer["changed"], {part["corrected"] for part in answer["parts"]}) == (False, {0})
 
 
 @pytest.mark.parametrize(
@@ -206,6 +206,6 @@ def test_not_beside_another_run(mirror: Mirror, tmp_path: Path) -> None:
     root = tmp_path / "root"
     bring(root, mirror)
     (root / FINAL).chmod(0o700)
-    with load("module_utils._state").alone(str(root)):
+    with load("module_utils._state").exclusive_lock(str(root)):
         assert "another run" in bring(root, mirror)["msg"]
     assert stat.S_IMODE((root / FINAL).stat().st_mode) == 0o700

@@ -238,7 +238,7 @@ def test_copying_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     seed = unpacked(tmp_path / "seed", BUNDLE | VEP)
     told = record_progress(monkeypatch)
     assert bring(tmp_path / "root", None, seed=str(seed))["changed"] is True
-    name = load("module_utils._transfer.archive").PROGRESS
+    name = load("module_utils._progress").PROGRESS
     assert (f"{tmp_path}/root/{name}", f"bundle 20260620 grch38 from {seed}/data/grch38") in {
         (one["path"], one["part"]) for one in told
     }
@@ -275,7 +275,7 @@ def test_a_cache_of_another_release_is_named(mirror: Mirror, tmp_path: Path) -> 
 def test_an_empty_cache_is_not_taken_for_one(mirror: Mirror, tmp_path: Path) -> None:
     bring(tmp_path, mirror)
     (tmp_path / CACHE / "info.txt").unlink()
-    assert [part["brought"] for part in bring(tmp_path, mirror)["parts"]] == [False, True]
+    assert [part["installed"] for part in bring(tmp_path, mirror)["parts"]] == [False, True]
 
 
 # ---- removal
@@ -333,7 +333,7 @@ def test_nothing_is_kept_by_mistake(tmp_path: Path) -> None:
 def test_not_beside_a_run_that_brings_data(mirror: Mirror, tmp_path: Path) -> None:
     installed(tmp_path, mirror)
     before = tree(tmp_path)
-    with load("module_utils._state").alone(str(tmp_path)):
+    with load("module_utils._state").exclusive_lock(str(tmp_path)):
         assert "another run" in prune(tmp_path, release())["msg"]
     assert tree(tmp_path) == before
 

@@ -81,9 +81,12 @@ def test_installed_once_and_again_after_a_change(source: Path, tmp_path: Path) -
     assert not path.exists()
     assert install(path, wheel)["changed"] is True
     assert subprocess.run([path / "bin/tiny-app"], capture_output=True, text=True, check=True).stdout == "tiny runs\n"
-    assert install(path, wheel)["changed"] is False
+    again = install(path, wheel)
+    assert (again["changed"], again["diff"]["before"]) == (False, again["diff"]["after"])
     (source / "src/tiny_app/cli.py").write_text("def main():\n    print('newer')\n")
-    assert install(path, pack(source))["changed"] is True
+    newer = install(path, pack(source))
+    assert (newer["changed"], newer["diff"]["before"]) == (True, again["installed"])
+    assert newer["diff"]["after"] == newer["installed"] != again["installed"]
     assert subprocess.run([path / "bin/tiny-app"], capture_output=True, text=True, check=True).stdout == "newer\n"
 
 

@@ -416,7 +416,7 @@ def test_post_link_scripts_can_be_refused(site: Site) -> None:
 
 def test_two_runs_at_once(site: Site) -> None:
     (site.folder / "opt").mkdir()
-    with load("module_utils._state").alone(str(site.folder / "opt")):
+    with load("module_utils._state").exclusive_lock(str(site.folder / "opt")):
         site.refused(site.provide(), "another run")
     answer = site.provide()
     assert answer.get("changed") is True, answer
@@ -435,11 +435,11 @@ def test_check_mode_predicts_without_a_linker_or_network(site: Site) -> None:
     assert site.provide(locks=locks)["image"] == answer["image"]
 
 
-def test_much_is_put_off_and_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_transfer_is_deferred_and_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lock files tell no sizes, so conda environments are always much."""
     locks = site.locks()
-    put_off = site.provide(locks=locks, defer=True)
-    assert (put_off["changed"], put_off["deferred"]) == (False, f"{site.folder}/opt/.runtime.progress")
+    deferred = site.provide(locks=locks, defer=True)
+    assert (deferred["changed"], deferred["deferred"]) == (False, f"{site.folder}/opt/.umccr.pcgr.progress")
     assert site.requests == []
     told = record_progress(monkeypatch)
     assert site.provide(locks=locks)["changed"] is True

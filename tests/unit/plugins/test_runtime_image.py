@@ -88,10 +88,10 @@ def test_digest_replaces_the_tag(docker: Path, tmp_path: Path) -> None:
     assert provide(tmp_path, digest=DIGEST)["changed"] is False
 
 
-def test_what_was_brought_has_the_digest(docker: Path, tmp_path: Path) -> None:
+def test_what_was_fetched_has_the_digest(docker: Path, tmp_path: Path) -> None:
     (docker / "registry").write_text(OTHER)
     (docker / "repository").write_text("umccr/tool")
-    assert "brought the digest sha256:bbb" in provide(tmp_path, digest=DIGEST)["msg"]
+    assert "fetched the digest sha256:bbb" in provide(tmp_path, digest=DIGEST)["msg"]
     assert not (tmp_path / "etc").exists()
 
 
@@ -321,13 +321,13 @@ def test_archive_that_does_not_fit_is_refused(
     assert provide(tmp_path, **source)["image"] == ID
 
 
-def test_much_is_put_off_and_little_is_not(
+def test_a_large_transfer_is_deferred_and_a_small_one_is_not(
     docker: Path, tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Much is 1 GB, or what nobody knows."""
     (docker / "registry").write_text(ID)
-    put_off = provide(tmp_path, defer=True, registry_mirror="http://127.0.0.1:9")
-    assert (put_off["changed"], put_off["deferred"]) == (False, f"{tmp_path}/lib/.runtime.progress")
+    deferred = provide(tmp_path, defer=True, registry_mirror="http://127.0.0.1:9")
+    assert (deferred["changed"], deferred["deferred"]) == (False, f"{tmp_path}/lib/.umccr.pcgr.progress")
     assert not calls(docker, "pull")
     assert not (tmp_path / "etc").exists()
     assert "deferred" not in provide(tmp_path, defer=True, check=True, registry_mirror="http://127.0.0.1:9")
@@ -344,11 +344,11 @@ def test_much_is_put_off_and_little_is_not(
 
 def test_layers_and_bytes_are_told(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = record_progress(monkeypatch)
-    monkeypatch.setattr(load("module_utils._progress"), "TELL_SECONDS", 0.005)
+    monkeypatch.setattr(load("module_utils._progress"), "REPORT_SECONDS", 0.005)
     (docker / "registry").write_text(ID)
     (docker / "slow").write_text("0.1")
     assert provide(tmp_path)["changed"] is True
     steps = [(one["done"], one["size"]) for one in told if one["part"] == REFERENCE and one["unit"] == "layers"]
     assert list(dict.fromkeys(step for step in steps if step[1] == 3)) == [(0, 3), (1, 3), (2, 3)]
     assert told[-1]["fetched"] == 0
-    assert not (tmp_path / "lib/.runtime.progress").exists()
+    assert not (tmp_path / "lib/.umccr.pcgr.progress").exists()

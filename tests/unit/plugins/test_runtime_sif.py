@@ -295,7 +295,7 @@ def test_old_runtimes_stay_unless_asked(tmp_path: Path) -> None:
 
 def test_two_runs_at_once(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "opt").mkdir()
-    with load("module_utils._state").alone(str(tmp_path / "opt")):
+    with load("module_utils._state").exclusive_lock(str(tmp_path / "opt")):
         refused(tmp_path, provide(tmp_path, registry), "another run")
 
 
@@ -326,11 +326,13 @@ def test_file_in_a_bucket(tmp_path: Path) -> None:
     server.server.server_close()
 
 
-def test_much_is_put_off_and_told(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_transfer_is_deferred_and_reported(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = load("module_utils._progress")
     monkeypatch.setattr(module, "LARGE", len(registry.image))
-    put_off = provide(tmp_path, registry, defer=True)
-    assert (put_off["changed"], put_off["deferred"]) == (False, f"{tmp_path}/opt/.runtime.progress")
+    deferred = provide(tmp_path, registry, defer=True)
+    assert (deferred["changed"], deferred["deferred"]) == (False, f"{tmp_path}/opt/.umccr.pcgr.progress")
     assert not (tmp_path / "opt").exists()
     registry.broken_after = 4
     refused(tmp_path, provide(tmp_path, registry, connections=1), "503")

@@ -90,3 +90,46 @@ def test_every_option_is_used(name: str) -> None:
 def test_role_is_complete(name: str) -> None:
     assert read(name, "meta/main.yml")["galaxy_info"]["min_ansible_version"] == "2.18"
     assert (ROLES / name / "README.md").is_file()
+
+
+def sources(name: str) -> dict[str, str]:
+    """Text of a role's YAML files and templates, without comments, by path."""
+    paths = [path for path in (ROLES / name).rglob("*") if path.suffix in (".yml", ".j2") and "files" not in path.parts]
+    return {str(path.relative_to(ROLES)): re.sub(r"(?m)^\s*#.*$", "", path.read_text()) for path in paths}
+
+
+def private_of_others(name: str, text: str) -> set[str]:
+    """Private variables of other roles that a role's text names."""
+    return {word for word in re.findall(r"(?<!\w)__[a-z]\w*", text) if not word.startswith(f"__{name}_")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_role_reads_anothers_private_variables(name: str) -> None:
+    found = {path: private_of_others(name, text) for path, text in sources(name).items()}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+def test_private_variables_of_others_are_found() -> None:
+    assert private_of_others("docker", "x in (__base_dpkg.lines) and __docker_state") == {"__base_dpkg"}
+
+
+def entry_points(text: str) -> set[tuple[str, str]]:
+    """Role and entry point of each inclusion of a role's tasks in a playbook or task file."""
+    return set(re.findall(r"name: umccr\.pcgr\.(\w+)\n\s+tasks_from: (\w+)", text))
+
+
+def test_every_entry_point_that_is_called_has_an_argument_spec() -> None:
+    files = [*(ROOT / "playbooks").glob("*.yml"), *ROLES.glob("*/tasks/*.yml")]
+    called = {pair for path in files for pair in entry_points(path.read_text())}
+    assert {("base", "packages"), ("databundle", "prune"), ("runtime", "smoke")} <= called
+    checked = {pair for pair in called if pair[0] in ("base", "docker", "databundle", "runtime")}
+    specs = {(name, entry) for name in NAMES for entry in read(name, "meta/argument_specs.yml")["argument_specs"]}
+    assert checked - specs == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entry_points_document_the_roles_own_defaults(name: str) -> None:
+    defaults = read(name, "defaults/main.yml")
+    for entry, spec in read(name, "meta/argument_specs.yml")["argument_specs"].items():
+        shared = {key: option for key, option in spec["options"].items() if key in defaults}
+        assert differences({key: defaults[key] for key in shared}, shared) == [], entry
