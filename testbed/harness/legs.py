@@ -88,7 +88,8 @@ def molecule_legs(root: Path = ROOT) -> list[Leg]:
 
 # In the order of each lane. On two cores without KVM, `make test` takes at most 40 minutes with empty caches, 25 otherwise.
 LEGS = [
-    Leg("lint", "Linters and type checkers", "first", command=("make", "lint"), standard=True),
+    Leg("lint", "Linters, type checkers, and the artifact as Galaxy takes it", "first", command=("make", "lint"), standard=True),
+    Leg("sanity", "ansible-test sanity", "first", command=("make", "sanity"), standard=True),
     Leg("fast", "Unit and contract tests", "first", ("-n", "auto", "-m", "not slow"), standard=True),
     Leg(
         "instance",

@@ -41,7 +41,7 @@ def shown(*arguments: str | Path) -> str:
 def refused(*arguments: str | Path, **environment: str) -> str:
     done = spot_price(*arguments, **environment)
     assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
-    assert done.stderr.startswith("spot_price: ")
+    assert done.stderr.startswith("pcgr-spot: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
 

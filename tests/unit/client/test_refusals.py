@@ -40,7 +40,7 @@ def refusal(cloud: Cloud, name: str, *arguments: str | Path, **more: str) -> str
     """The one line with which a program refuses."""
     done = script(name, *arguments, environment=cloud.environment | more)
     assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
-    called = name if name == "spot_price" else f"scripts/{name}"
+    called = "pcgr-spot" if name == "spot_price" else f"scripts/{name}"
     assert done.stderr.startswith(f"{called}: ") and len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
 

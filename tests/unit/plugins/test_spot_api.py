@@ -211,7 +211,7 @@ def test_what_aws_refuses_is_one_line(
     file = [str(tmp_path / "prices.json")] if mode == ["record"] else []
     done = spot_price(*mode, *file, "-r", REGION, **aws)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("spot_price: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("pcgr-spot: ") and done.stderr.count("\n") == 1
     assert told in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -1,10 +1,10 @@
 """Chooses spot capacity for samples, and says how sure that is.
 
-    scripts/spot_price -r ap-southeast-2                          ask AWS, rank pools
-    scripts/spot_price --history prices.json --advisor advisor.json --on-demand od.json --deadline 12
-    scripts/spot_price --mode legacy -r R -p Linux/UNIX -b m5.large:0.06    as get_spot_duration.py
-    scripts/spot_price record prices.json -r ap-southeast-2       store prices, add to them later
-    scripts/spot_price backtest                                   how good the advice would have been
+    pcgr-spot -r ap-southeast-2                          ask AWS, rank pools
+    pcgr-spot --history prices.json --advisor advisor.json --on-demand od.json --deadline 12
+    pcgr-spot --mode legacy -r R -p Linux/UNIX -b m5.large:0.06    as get_spot_duration.py
+    pcgr-spot record prices.json -r ap-southeast-2       store prices, add to them later
+    pcgr-spot backtest                                   how good the advice would have been
 
 Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM. Details: docs/spot.md.
 """
@@ -82,7 +82,7 @@ def common(parser: argparse._ActionsContainer) -> None:
 def rank_parser() -> argparse.ArgumentParser:
     """The parser of the command without a subcommand."""
     parser = pcgr_cli.Parser(
-        prog="spot_price",
+        prog="pcgr-spot",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -249,14 +249,14 @@ def run_legacy(arguments: argparse.Namespace) -> None:
     for kind in types:
         missing = zones - {zone for _hours, of, zone in rows if of == kind}
         if missing:
-            print(f"spot_price: {kind}: no price known in {', '.join(sorted(missing))}", file=sys.stderr)
+            print(f"pcgr-spot: {kind}: no price known in {', '.join(sorted(missing))}", file=sys.stderr)
         if not arguments.exact and len(prices := [bid for of, bid in bids if of == kind]) > 1:
             print(
-                f"spot_price: {kind}: {len(prices)} bids; in each zone the longer time is the higher bid's",
+                f"pcgr-spot: {kind}: {len(prices)} bids; in each zone the longer time is the higher bid's",
                 file=sys.stderr,
             )
     print(
-        f"spot_price: hours end at the window's {arguments.hours} and say nothing about capacity, which is what interrupts machines",
+        f"pcgr-spot: hours end at the window's {arguments.hours} and say nothing about capacity, which is what interrupts machines",
         file=sys.stderr,
     )
 
@@ -264,7 +264,7 @@ def run_legacy(arguments: argparse.Namespace) -> None:
 def run_record(argv: list[str]) -> None:
     """Store prices in a file, or add the new ones."""
     parser = pcgr_cli.Parser(
-        prog="spot_price record",
+        prog="pcgr-spot record",
         description="Stores spot prices in FILE; run again, it adds what is new, without gaps or repeats (AWS keeps 90 days).",
     )
     parser.add_argument("file", metavar="FILE")
@@ -295,7 +295,7 @@ def run_backtest(argv: list[str]) -> None:
     from umccr_pcgr.spot import backtest as spot_backtest
 
     parser = pcgr_cli.Parser(
-        prog="spot_price backtest",
+        prog="pcgr-spot backtest",
         description=spot_backtest.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -305,4 +305,4 @@ def run_backtest(argv: list[str]) -> None:
 
 def main() -> int:
     """Entry point of `pcgr-spot`; returns the exit code."""
-    return pcgr_cli.run("spot_price", lambda: run(sys.argv[1:]), (SpotError,), closed=0)
+    return pcgr_cli.run("pcgr-spot", lambda: run(sys.argv[1:]), (SpotError,), closed=0)
