@@ -259,7 +259,8 @@ def test_an_edited_file_is_read_anew(folder: Path) -> None:
 
 @pytest.mark.parametrize("library", ["yaml", "jsonschema"])
 def test_a_missing_library_is_one_clear_error(library: str) -> None:
-    code = f"import sys; sys.modules[{library!r}] = None; from ansible_collections.umccr.pcgr.plugins.module_utils import _release; _release.load_release('2.3.2')"
+    imported = "from ansible_collections.umccr.pcgr.plugins.module_utils import _release"
+    code = f"import sys; sys.modules[{library!r}] = None; {imported}; _release.load_release('2.3.2')"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
