@@ -60,7 +60,7 @@ attributes:
   action_group:
     description: Takes the defaults of the action group C(group/umccr.pcgr.aws), which also covers the AWS modules of C(amazon.aws) and C(community.aws).
     support: full
-    membership: umccr.pcgr.aws
+    membership: [umccr.pcgr.aws]
 notes:
   - A call that AWS throttles is repeated, at growing and random intervals.
 """

@@ -34,7 +34,7 @@ options:
   scores: {description: Output of C(aws ec2 get-spot-placement-scores)., type: path}
   log: {description: Our own log of launches and interruptions; it may not exist yet., type: path}
   profile: {description: Profile of the AWS configuration., type: str}
-  sample_hours: {description: Hours that a sample takes. Unset, as in the log; else one., type: float}
+  sample_hours: {description: "Hours that a sample takes. Unset, as in the log; else one.", type: float}
   name: {description: Name of the instance in the log., type: str, default: pcgr}
   losses: {description: Interruptions in a row within a day after which an instance is launched on demand., type: int, default: 2}
   budget_usd: {description: "US dollars that on-demand instances of this name may cost in 30 days; 0: never on demand.", type: float, default: 0}

@@ -1,5 +1,7 @@
 #!/usr/bin/python
-# SPDX-License-Identifier: MIT
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Manage one tagged EC2 instance."""
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ options:
     suboptions:
       type: {description: Instance type., type: str, required: true}
       zone: {description: Availability zone. Ignored with O(subnet)., type: str, required: true}
-  fallback_type: {description: Instance type to launch on demand when none of O(pools) has capacity. Unset, the module fails., type: str}
+  fallback_type: {description: "Instance type to launch on demand when none of O(pools) has capacity. Unset, the module fails.", type: str}
   log:
     description: File on the controller that records each launch, interruption and termination, one JSON object a line. Unset, nothing is recorded.
     type: path
@@ -48,7 +50,7 @@ options:
     type: str
   key_name: {description: Key pair., type: str}
   security_group_ids: {description: Security groups., type: list, elements: str, default: []}
-  subnet: {description: Subnet. Unset, AWS chooses one of the default network., type: str}
+  subnet: {description: "Subnet. Unset, AWS chooses one of the default network.", type: str}
   instance_profile: {description: Name of the instance profile., type: str}
   volume_gb: {description: Size of the root volume in GB. Required with O(state=present)., type: int}
   data_volume_gb:

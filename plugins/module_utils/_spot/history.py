@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Spot prices over time: a step function for each pool.
 
 A record says that a pool's price changed at a moment; it holds until the pool's next record. So the last record before a window

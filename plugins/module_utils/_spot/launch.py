@@ -1,6 +1,6 @@
-# -*- coding: utf-8 -*-
-# Copyright: University of Melbourne Centre for Cancer Research
-# MIT License (see LICENSE or https://opensource.org/license/mit)
+# Copyright: University of Melbourne Centre for Cancer Research and contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Launches one spot instance from many pools by an EC2 Fleet, and keeps the log of our instances. Needs only a boto3 client."""
 
 from __future__ import annotations

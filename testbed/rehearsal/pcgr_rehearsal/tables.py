@@ -124,7 +124,7 @@ def expression(path: str) -> list[Row]:
     """Read bulk expression: TargetID, TPM (>= 0)."""
     rows = _rows(path, "Bulk-RNA expression file", ("TargetID", "TPM"))
     for row in rows:
-        if not _parses_as(row["TPM"], float) or not float(row["TPM"]) >= 0:
+        if not (_parses_as(row["TPM"], float) and float(row["TPM"]) >= 0):
             _LOG.refuse(f"'TPM' of {row['TargetID']} is {row['TPM']}, must be a number >= 0")
     _LOG.info(f"RNA expression file ('{Path(path).name}') adheres to the correct format")
     return rows

@@ -104,7 +104,8 @@ def test_nothing_to_choose_from_is_told() -> None:
 
 def test_own_machines_count_where_they_ran() -> None:
     prices: list[Price] = [(A, "m5.large", 0.1), (B, "m5.large", 0.1)]
-    runs = [instance_run(A, "m5.large", 30), instance_run(A, "m5.large", 9, lost=True), instance_run(A, "m5.large", 500, lost=True, market="on-demand")]  # fmt: skip
+    runs = [instance_run(A, "m5.large", 30), instance_run(A, "m5.large", 9, lost=True)]
+    runs.append(instance_run(A, "m5.large", 500, lost=True, market="on-demand"))
     evidence = Evidence(runs=runs, sample_hours=[1, 2, 9])
     found = chosen(prices, evidence)
     assert (found.work.hours, found.sample_from) == (2, "median of 3 samples in our own log")

@@ -31,7 +31,7 @@ def bare(options: dict[str, Any]) -> dict[str, Any]:
 class Built(Exception):
     """An AnsibleModule was about to be built; `spec` is its argument spec."""
 
-    def __init__(self, *, argument_spec: dict[str, Any], **_unused: Any) -> None:
+    def __init__(self, argument_spec: dict[str, Any]) -> None:
         super().__init__()
         self.spec = argument_spec
 
@@ -39,8 +39,8 @@ class Built(Exception):
 def spec_of(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Argument spec that module `name` gives to Ansible."""
 
-    def stop(**arguments: Any) -> None:
-        raise Built(**arguments)
+    def stop(argument_spec: dict[str, Any], **_unused: Any) -> None:
+        raise Built(argument_spec)
 
     module = load(f"modules.{name}")
     monkeypatch.setattr(module, "AnsibleModule", stop)

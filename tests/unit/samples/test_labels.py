@@ -66,7 +66,7 @@ def test_consumer_and_client_agree_on_whose_result_it_is(
             assert asked is source
             return current
 
-    stands = standing(cast("Any", Store()), from_labels(of, "t"), source)
+    stands = standing(cast(Any, Store()), from_labels(of, "t"), source)
     counts = is_of(Entry("r", NOON, labels=of), Entry("k", NOON, source.identity), lambda: current)
     assert counts is (stands in ("same", "newer") or name == "1")
     if name == "2":

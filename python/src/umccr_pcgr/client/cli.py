@@ -51,7 +51,9 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> None:
         """Pass on the error that is being handled."""
-        raise  # noqa: PLE0704  (rich calls this while it handles BrokenPipeError)
+        error = sys.exc_info()[1]  # rich calls this while it handles BrokenPipeError
+        if error:
+            raise error
 
 
 class Parser(argparse.ArgumentParser):

@@ -156,13 +156,13 @@ def fetching(console: pcgr_cli.Console) -> Iterator[spot_api.Progress]:
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    ) as bar:
+    ) as progress_bar:
         tasks: dict[str, int] = {}
 
         def show_count(region: str, so_far: int) -> None:
             if region not in tasks:
-                tasks[region] = int(bar.add_task(region, total=None))
-            bar.update(tasks[region], completed=so_far)  # type: ignore[arg-type]
+                tasks[region] = int(progress_bar.add_task(region, total=None))
+            progress_bar.update(tasks[region], completed=so_far)  # type: ignore[arg-type]
 
         yield show_count
 
@@ -182,7 +182,7 @@ def run_rank(arguments: argparse.Namespace) -> None:
     )
     product = spot_history.plain_product(arguments.product_description or "Linux/UNIX")
     request = Request(tuple(arguments.types), tuple(arguments.region), product, "x86_64", arguments.vcpus, arguments.memory_gib, arguments.disk_gb,
-                arguments.sample_hours, work, arguments.target, arguments.days, arguments.max_price)  # fmt: skip
+                      arguments.sample_hours, work, arguments.target, arguments.days, arguments.max_price)  # fmt: skip
     inputs = spot.Inputs(tuple(arguments.history), arguments.on_demand, arguments.advisor, arguments.advisor_date, arguments.scores,
                          arguments.types_file, arguments.log, arguments.profile, arguments.placement_scores)  # fmt: skip
     if arguments.plot:
