@@ -94,13 +94,10 @@ def package_files(source: Path, packages: Sequence[str]) -> dict[str, bytes]:
     for folder in folders:
         if f"{folder}/__init__.py" not in files:
             raise PackageError(f"{source}: no src/{folder}/__init__.py")
+    starts = tuple(f"{folder}/" for folder in folders)
     parents = {parent for folder in folders for parent in _parents(folder)}
-    return {
-        name: content
-        for name, content in files.items()
-        if any(name.startswith(f"{folder}/") for folder in folders)
-        or name in {f"{parent}/{top}" for parent in parents for top in ("__init__.py", "py.typed")}
-    }
+    tops = {f"{parent}/{top}" for parent in parents for top in ("__init__.py", "py.typed")}
+    return {name: content for name, content in files.items() if name in tops or name.startswith(starts)}
 
 
 def _parents(folder: str) -> list[str]:

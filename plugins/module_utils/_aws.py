@@ -201,7 +201,8 @@ def _public_key(value: Any) -> str | None:
         why = error.strerror if isinstance(error, OSError) else "what is no public key"
         raise SettingError(f"found {why} in {path}, allowed {allowed}") from None
     name = kind.encode()
-    if kind not in KEY_TYPES or blob[:4] != len(name).to_bytes(4, "big") or blob[4 : 4 + len(name)] != name:
+    # The key begins with its type's length and name (RFC 4253, section 6.6).
+    if kind not in KEY_TYPES or not blob.startswith(len(name).to_bytes(4, "big") + name):
         found = kind if re.fullmatch(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+", kind) else "what is no public key"
         raise SettingError(f"found {found} in {path}, allowed {allowed}")
     return str(path)

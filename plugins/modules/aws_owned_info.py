@@ -273,8 +273,8 @@ def examine(module: AnsibleAWSModule) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleAWSModule(
-        argument_spec=TAGGED_ARGUMENTS
-        | {
+        argument_spec={
+            **TAGGED_ARGUMENTS,
             "bucket": {"type": "str"},
             "queues": {"type": "list", "elements": "str", "default": []},
             "role": {"type": "str"},

@@ -16,17 +16,17 @@ description:
   - Run it on the controller, with the Python that Ansible runs with, because it looks at files and libraries there.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Changes nothing.}
-  diff_mode: {support: none, description: Returns details of what changed.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
   settings:
     description: Settings by name, such as C(aws_ssh_cidr). Those left out are not checked.
     type: dict
     required: true
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
   - umccr.pcgr.aws
 """
 

@@ -17,8 +17,10 @@ description:
   - M(amazon.aws.ec2_instance) has no spot option, and M(amazon.aws.ec2_spot_instance) uses a request that AWS calls legacy.
 author: University of Melbourne Centre for Cancer Research (@umccr)
 attributes:
-  check_mode: {support: full, description: Can run in check mode and report what would change.}
-  diff_mode: {support: none, description: Returns details of what changed.}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+  idempotent: {support: full}
+  platform: {support: full, platforms: posix}
 options:
   state:
     description:
@@ -61,9 +63,7 @@ options:
   data_snapshot: {description: Snapshot to create the second volume from., type: str}
   wait_seconds: {description: Seconds to wait until the instance runs and has an address., type: int, default: 300}
 extends_documentation_fragment:
-  - amazon.aws.common.modules
-  - amazon.aws.region.modules
-  - amazon.aws.boto3
+  - umccr.pcgr.attributes
   - umccr.pcgr.aws
   - umccr.pcgr.aws.tagged
 """
@@ -366,8 +366,8 @@ def wait_terminated(ec2: Any, instances: list[str], seconds: int) -> None:
 def main() -> None:
     """Entry point of the module."""
     module = AnsibleAWSModule(
-        argument_spec=TAGGED_ARGUMENTS
-        | {
+        argument_spec={
+            **TAGGED_ARGUMENTS,
             "state": {"type": "str", "choices": ["present", "absent", "found"], "default": "present"},
             "image": {"type": "str"},
             "instance_type": {"type": "str"},

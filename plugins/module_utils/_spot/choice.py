@@ -126,11 +126,9 @@ def meets(request: Request, kind: str, specs: dict[str, Specs]) -> bool:
         return True
     if known is None:
         return False
-    return (
-        known.vcpus >= request.vcpus
-        and known.memory_gib >= request.memory_gib
-        and (known.disk_gb or 0) >= request.disk_gb
-    )
+    enough = [known.vcpus >= request.vcpus, known.memory_gib >= request.memory_gib]
+    enough.append((known.disk_gb or 0) >= request.disk_gb)
+    return all(enough)
 
 
 def choose(histories: list[History], evidence: Evidence, request: Request, now: float) -> Choice:
@@ -277,7 +275,8 @@ def _pick(choice: Choice, evidence: Evidence, request: Request) -> None:
         good = [row for row in good if row.price <= request.cap]
     kinds = list(dict.fromkeys(row.pool.type for row in good))
     chosen = kinds[: request.set_types]
-    for kind in kinds[request.set_types :]:
+    first = request.set_types
+    for kind in kinds[first:]:
         families = [one.partition(".")[0] for one in chosen]
         if len(set(families)) >= min(FAMILIES, len(chosen)):
             break

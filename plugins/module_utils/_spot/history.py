@@ -217,8 +217,7 @@ def windows_below(
         if known is None or known > cap:
             continue
         begun += 1
-        inside = price[
-            np.searchsorted(time, block, side="right") : np.searchsorted(time, block + hours * HOUR, side="left")
-        ]
-        stayed += not np.any(inside > cap)
+        first = np.searchsorted(time, block, side="right")
+        end = np.searchsorted(time, block + hours * HOUR, side="left")
+        stayed += not np.any(price[first:end] > cap)
     return stayed, begun

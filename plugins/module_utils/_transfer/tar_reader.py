@@ -165,9 +165,11 @@ class TarReader:
         while position < len(data):
             match = RECORD.match(data, position)
             end = position + int(match[1]) if match else 0
-            if not match or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-                raise self._error(at, f"a damaged record {data[position : position + 40]!r}", "length, keyword=value")
-            records[os.fsdecode(match[2])] = os.fsdecode(data[match.end() : end - 1])
+            if not match or not match.end() < end <= len(data) or not data.endswith(b"\n", position, end):
+                shown = position + 40
+                raise self._error(at, f"a damaged record {data[position:shown]!r}", "length, keyword=value")
+            first, last = match.end(), end - 1
+            records[os.fsdecode(match[2])] = os.fsdecode(data[first:last])
             position = end
         return records
 
