@@ -327,9 +327,9 @@ def endpoint(imds: Client) -> Iterator[str]:
 def fetch(endpoint: str) -> dict[str, Any]:
     """Return the role credentials that botocore finds."""
     settings = {"ec2_metadata_service_endpoint": endpoint, "ec2_metadata_v1_disabled": True}
-    credentials: dict[str, Any] = InstanceMetadataFetcher(
-        num_attempts=1, config=settings
-    ).retrieve_iam_role_credentials()
+    # botocore's own second is short on a busy machine
+    fetcher = InstanceMetadataFetcher(timeout=30, num_attempts=1, config=settings)
+    credentials: dict[str, Any] = fetcher.retrieve_iam_role_credentials()
     return credentials
 
 
@@ -343,7 +343,7 @@ def test_botocore_takes_role_credentials_and_region(imds: Client, endpoint: str)
         "secret",
         "session",
     )
-    region = InstanceMetadataRegionFetcher(num_attempts=1, config={"ec2_metadata_service_endpoint": endpoint})
+    region = InstanceMetadataRegionFetcher(timeout=30, num_attempts=1, config={"ec2_metadata_service_endpoint": endpoint})
     assert region.retrieve_region() == "ap-southeast-2"
 
 

@@ -18,8 +18,8 @@ REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_DEFA
 
 @pytest.fixture(autouse=True)
 def no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing in this process's environment names a region."""
-    for name in REGION_VARIABLES:
+    """Nothing in this process's environment names a region, nor a secret that Ansible would mask in messages."""
+    for name in (*REGION_VARIABLES, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
