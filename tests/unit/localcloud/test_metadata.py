@@ -343,7 +343,9 @@ def test_botocore_takes_role_credentials_and_region(imds: Client, endpoint: str)
         "secret",
         "session",
     )
-    region = InstanceMetadataRegionFetcher(timeout=30, num_attempts=1, config={"ec2_metadata_service_endpoint": endpoint})
+    region = InstanceMetadataRegionFetcher(
+        timeout=30, num_attempts=1, config={"ec2_metadata_service_endpoint": endpoint}
+    )
     assert region.retrieve_region() == "ap-southeast-2"
 
 
