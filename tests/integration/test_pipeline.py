@@ -92,7 +92,7 @@ def test_aws_makes_a_machine_that_reports(region: Region) -> None:
     recap = play(region, "aws.yml")
     assert recap["failed"] == recap["unreachable"] == 0
     said = region.log.read_text()
-    assert "aws_teardown.yml" in said  # how to end it
+    assert "umccr.pcgr.aws_teardown" in said  # how to end it
     (machine,) = [one for one in instances(region) if one["State"]["Name"] == "running"]
     assert machine["PublicIpAddress"] in said
 

@@ -233,7 +233,7 @@ def test_launch_failure_and_teardown(account: Account) -> None:
     (instance,) = found["instances"]
     assert done.returncode != 0  # nothing listens where SSH should
     assert f"Instance {instance} (" in said and "keeps running and is billed" in said, done.stdout
-    assert "playbooks/aws_teardown.yml -e aws_name=pcgr -e aws_region=eu-west-2" in said
+    assert "umccr.pcgr.aws_teardown -e aws_name=pcgr -e aws_region=eu-west-2" in said
     assert found | {"instances": [], "groups": []} == {
         "instances": [],
         "groups": [],
