@@ -100,7 +100,7 @@ LEGS = [
     ),
     Leg("localcloud", "Guests of the local region see what clients requested", "instances", (test_file("localcloud"),), standard=True),
     Leg("spot-auto", "aws_spot: auto chooses, launches, falls back", "instances", (test_file("spot_auto"),), standard=True),
-    Leg("artifact", "Galaxy's artifact and the wheel, from an empty folder, report a sample", "instances", (file("artifact"),)),
+    Leg("artifact", "Galaxy's artifact and the wheel, from an empty folder, report a sample", "instances", (test_file("artifact"),)),
     Leg("base-image", "The base image of the local region boots like a stock cloud image", "instances", (test_file("base_image"),)),
     Leg("data-volume-instance", "Data volumes on an instance, reboots included", "instances", (test_file("data_volume_instance"),)),
     # Not standard even if Packer is already built: `make test` must be the same everywhere, and building Packer takes minutes.
