@@ -18,22 +18,11 @@ import pytest
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
-from support.client_cloud import HEED_INTERRUPTS, ROOT, Cloud, region, script
+from support.client_cloud import HEED_INTERRUPTS, ROOT, Cloud, script
 from umccr_pcgr.samples.naming import Sample, parse
 
 SOMATIC = ROOT / "examples/demo-000001-somatic.tar.gz"
 ONE = parse(SOMATIC.name)
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with region() as url:
-        yield url
-
-
-@pytest.fixture
-def cloud(endpoint: str) -> Cloud:
-    return Cloud(endpoint)
 
 
 def submit(cloud: Cloud, *arguments: str | Path, rc: int = 0) -> subprocess.CompletedProcess[str]:

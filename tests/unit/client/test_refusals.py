@@ -16,24 +16,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from support.client_cloud import HEED_INTERRUPTS, ROOT, Cloud, region, script
+from support.client_cloud import HEED_INTERRUPTS, ROOT, Cloud, script
 from umccr_pcgr.client.spool import Spool
 from umccr_pcgr.client.status_view import Instance, View, render
 from umccr_pcgr.client.store import Refused, Status, statuses
 from umccr_pcgr.samples.naming import Sample
 
 SOMATIC = str(ROOT / "examples/demo-000001-somatic.tar.gz")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with region() as url:
-        yield url
-
-
-@pytest.fixture
-def cloud(endpoint: str) -> Cloud:
-    return Cloud(endpoint)
 
 
 def refusal(cloud: Cloud, name: str, *arguments: str | Path, **more: str) -> str:

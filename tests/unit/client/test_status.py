@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,23 +16,12 @@ from typing import Any
 import pytest
 
 from support import ROOT
-from support.client_cloud import Cloud, region, script
+from support.client_cloud import Cloud, script
 from umccr_pcgr.client.store import Bucket, Entry, follow, is_of
 from umccr_pcgr.samples.naming import Sample, parse
 
 ONE = parse("demo-000001-somatic.tar.gz")
 TWO = parse("inbox/demo-000002-normal.tar.gz")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with region() as url:
-        yield url
-
-
-@pytest.fixture
-def cloud(endpoint: str) -> Cloud:
-    return Cloud(endpoint)
 
 
 def status(cloud: Cloud, *arguments: str | Path) -> str:

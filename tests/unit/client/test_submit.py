@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pysam
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import ROOT
-from support.client_cloud import Cloud, region, script
+from support.client_cloud import Cloud, script
 from umccr_pcgr.client.pack import toml_text
 from umccr_pcgr.samples.naming import Sample, parse
 
@@ -38,17 +37,6 @@ HEADER = """\
 """
 RECORDS = [f"chr1\t{position}\t.\tG\tT\t.\tPASS\tTDP=30\tGT\t0/1\n" for position in (1000, 2000)]
 VCF = HEADER + "".join(RECORDS)
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with region() as url:
-        yield url
-
-
-@pytest.fixture
-def cloud(endpoint: str) -> Cloud:
-    return Cloud(endpoint)
 
 
 def submit(cloud: Cloud, *arguments: str | Path, rc: int = 0) -> subprocess.CompletedProcess[str]:
