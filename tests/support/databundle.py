@@ -118,6 +118,7 @@ class Mirror:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    """A mirror on loopback, and retries without pauses."""
     monkeypatch.setattr(load("module_utils._transfer.download"), "LONGEST_PAUSE", 0)
     made = Mirror()
     made.files = {"bundle.tgz": archive(BUNDLE), "vep.tar.gz": archive(VEP)}
@@ -145,6 +146,7 @@ def release(**changes: Any) -> dict[str, Any]:
 
 
 def bring(root: Path, mirror: Mirror | None, assemblies: tuple[str, ...] = ("grch38",), **more: Any) -> dict[str, Any]:
+    """Run the module on `root` with the archives of `mirror`; return its result."""
     more.setdefault("release", release())
     return run(
         "databundle",
@@ -157,6 +159,7 @@ def bring(root: Path, mirror: Mirror | None, assemblies: tuple[str, ...] = ("grc
 
 
 def tree(root: Path) -> dict[str, bytes]:
+    """Content by path of every file below `root`."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
@@ -171,6 +174,7 @@ def refused(answer: dict[str, Any], root: Path, *words: str) -> None:
 
 
 def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """A member of an archive that is no plain file, of tarfile's type `kind`."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info

@@ -22,6 +22,7 @@ PRICES = {"m5.xlarge": 0.08, "m6i.xlarge": 0.09, "c5.xlarge": 0.07, "r5.xlarge":
 
 
 def spot_price(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/spot_price` with a clean environment."""
     keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     keep |= {
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -33,12 +34,14 @@ def spot_price(*arguments: str | Path, **environment: str) -> subprocess.Complet
 
 
 def shown(*arguments: str | Path) -> str:
+    """What the command prints when it succeeds."""
     done = spot_price(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refused(*arguments: str | Path, **environment: str) -> str:
+    """The one line with which the command refuses."""
     done = spot_price(*arguments, **environment)
     assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
     assert done.stderr.startswith("pcgr-spot: ")
@@ -47,6 +50,7 @@ def refused(*arguments: str | Path, **environment: str) -> str:
 
 
 def change(zone: str, kind: str, price: float, at: str, product: str = "Linux/UNIX") -> dict[str, str]:
+    """One price record as the AWS command line writes it."""
     return {
         "AvailabilityZone": zone,
         "InstanceType": kind,
@@ -58,6 +62,7 @@ def change(zone: str, kind: str, price: float, at: str, product: str = "Linux/UN
 
 @pytest.fixture
 def history(tmp_path: Path) -> Path:
+    """A file of price records of several pools."""
     path = tmp_path / "history.json"
     found = [
         change(zone, kind, price * (1 + place / 100), "2026-06-01T00:00:00Z")
@@ -70,6 +75,7 @@ def history(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def advisor(tmp_path: Path) -> Path:
+    """A file like AWS's interruption classes."""
     path = tmp_path / "advisor.json"
     classes = {"m5.xlarge": 4, "m6i.xlarge": 0, "c5.xlarge": 2, "r5.xlarge": 1}
     sizes = {
@@ -91,6 +97,7 @@ def advisor(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demand(tmp_path: Path) -> Path:
+    """A file of on-demand prices."""
     path = tmp_path / "demand.json"
     path.write_text(json.dumps({"m5.xlarge": 0.24, "m6i.xlarge": 0.25, "c5.xlarge": 0.22, "r5.xlarge": 0.30}))
     return path
