@@ -18,7 +18,7 @@ help: ## show this help
 env: ## create .venv and install what is missing; nothing happens the second time
 	@scripts/bootstrap
 
-demo: env ## the whole road on this machine: tarball in, report out (INPUT=my.vcf.gz CNA=my.cna.tsv: your own sample)
+demo: env ## the complete pipeline, run locally: tarball in, report out (INPUT=my.vcf.gz CNA=my.cna.tsv: your own sample)
 	@scripts/demo $(if $(INPUT),--input "$(INPUT)") $(if $(CNA),--cna "$(CNA)") $(DEMO_ARGS)
 
 test: env ## each main flow once; boots virtual machines (25 minutes, 40 the first time, on two cores without KVM)
@@ -27,8 +27,8 @@ test: env ## each main flow once; boots virtual machines (25 minutes, 40 the fir
 test-all: env ## every leg of the tests, or some: LEG=packer, LEG="instance molecule-upgrade"
 	@$(LEGS) $(LEG)
 
-test-fast: env ## linters, sanity, unit and contract tests (about five minutes)
-	@$(LEGS) lint sanity fast
+test-fast: env ## linters, unit and contract tests (about five minutes)
+	@$(LEGS) lint fast
 
 molecule: env ## the roles in containers with systemd (MOLECULE="default upgrade": these scenarios only)
 	@$(LEGS) $(addprefix molecule-,$(or $(MOLECULE),$(SCENARIOS)))
@@ -51,7 +51,7 @@ lint: env ## every linter and type checker
 	antsibull-changelog lint
 	$(GATES) importer docs smoke
 
-# Several minutes the first time, about one after that: test-fast runs it, lint does not.
+# Several minutes the first time, about one after that: `make test` runs it, lint and test-fast do not.
 sanity: env ## ansible-test's sanity tests, without a container (TEST="pep8 pylint": these only)
 	$(GATES) sanity $(TEST:%=--test %)
 

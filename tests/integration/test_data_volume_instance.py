@@ -1,6 +1,6 @@
 """Data volumes on real machines: a blank EBS volume is filled and grows, is exported, and its snapshot serves the next machine.
 
-The tests share one region and run in the order they stand in; test_road.py has the consumer on such a volume.
+The tests share one region and run in the order they stand in; test_pipeline.py has the consumer on such a volume.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The whole road on one real machine: check mode, provisioning, what it leaves on the system, good and bad samples, the end.
+"""The whole pipeline on one real instance: check mode, provisioning, what it leaves on the system, good and bad samples, the end.
 
-The tests share one region and run in the order they stand in: each is a station of the harness.
+The tests share one region and run in the order they stand in: each is a step of the pipeline.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole road of a sample through both backends with the scripted tool: what comes out, what is left, what is said."""
+"""The whole way of a sample through both backends with the scripted tool: what comes out, what is left, what is said."""
 
 from __future__ import annotations
 
