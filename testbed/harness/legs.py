@@ -90,7 +90,8 @@ def molecule_legs(root: Path = ROOT) -> list[Leg]:
 LEGS = [
     Leg("lint", "Linters, type checkers, and the artifact as Galaxy takes it", "first", command=("make", "lint"), standard=True),
     Leg("sanity", "ansible-test sanity", "first", command=("make", "sanity"), standard=True),
-    Leg("fast", "Unit and contract tests", "first", ("-n", "auto", "-m", "not slow"), standard=True),
+    Leg("fast", "Unit and contract tests", "first", ("-n", "auto", "-m", "not slow and not plays"), standard=True),
+    Leg("plays", "Playbooks against a simulated AWS; the API of the local region", "first", ("-n", "auto", "-m", "plays"), standard=True),
     Leg(
         "instance",
         "aws.yml provisions an instance, which reports good and bad samples and terminates itself",

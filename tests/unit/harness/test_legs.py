@@ -53,7 +53,7 @@ def test_unknown_leg_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], 
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith(f"LEG: found {name}, allowed lint sanity fast instance ")
+    assert line.startswith(f"LEG: found {name}, allowed lint sanity fast plays instance ")
 
 
 def test_each_outcome(leg: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,8 @@ import pytest
 from localcloud import clients, proxy
 from support import ROOT
 
+pytestmark = pytest.mark.plays
+
 AWS = Path(sys.executable).parent / "aws"
 # Services for which version 1 of the aws command ignores AWS_ENDPOINT_URL, and some for which it does not.
 SERVICES = {

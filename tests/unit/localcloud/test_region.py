@@ -31,6 +31,8 @@ from localcloud.volumes import BLOCK
 from support import ROOT
 from support.localcloud import WAIT, sector, settings
 
+pytestmark = pytest.mark.plays
+
 POWER_OFF = b"\xba\x04\x06\xb8\x00\x20\xef" + WAIT  # out 0x604, 0x2000: QEMU's ACPI power-off
 ZONE = "ap-southeast-2a"
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -18,6 +18,8 @@ from moto.server import ThreadedMotoServer
 
 from support import ROOT
 
+pytestmark = pytest.mark.plays
+
 REGION = "eu-west-2"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8mcPyIvKCkSqs1NmTKuGDvLdHjSyxmYR7ZQ3uvGe5J someone\n"
 BUCKET = f"pcgr-123456789012-{REGION}"

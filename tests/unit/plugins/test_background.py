@@ -22,6 +22,8 @@ from support import ROOT
 from support.conda_channel import SOURCE, lock, package
 from support.docker_stand_in import DOCKER, ID
 
+pytestmark = pytest.mark.plays
+
 DATE = "20260620"
 PACE = 4_000_000  # bytes a second from the server
 SIZE = 60_000_000  # bytes; 15 s at that pace, three looks

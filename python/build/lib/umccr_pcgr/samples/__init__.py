@@ -1,0 +1,1 @@
+"""The contract of samples: names, events, object labels, what a tarball may hold. Standard library only."""
