@@ -49,6 +49,8 @@ def user(region: Region, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
         (folder / name).mkdir()
     venv.create(folder / "venv", with_pip=True, symlinks=True)
     programs = folder / "venv/bin"
+    # From a copy: setuptools leaves a folder of built files beside its sources.
+    shutil.copytree(ROOT / "python", folder / "source")
     subprocess.run(
         [
             sys.executable,
@@ -60,7 +62,7 @@ def user(region: Region, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
             "--no-build-isolation",
             "-w",
             folder,
-            ROOT / "python",
+            folder / "source",
         ],
         check=True,
     )

@@ -1,1 +1,0 @@
-"""Consumer of sample tarballs: claim, fetch, unpack, check, run PCGR or CPSR, pack, publish."""
